@@ -1,0 +1,137 @@
+//! The command line.
+
+use std::collections::hash_map::RandomState;
+use std::fs;
+use std::hash::{BuildHasher, Hasher};
+use std::path::PathBuf;
+
+use clap::{ArgGroup, Parser};
+use gpt_oss_mlx::{CompletionOptions, GenerateOptions, Sampling, Visible};
+
+use crate::Failure;
+
+/// The model that comes with the library.
+const BUNDLED_MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/gpt-oss-tiny");
+
+/// What is asked when nothing else is: the bundled model has read the Rust book.
+const DEFAULT_QUESTION: &str = "Explain Dangling References.";
+
+/// Generate text with a GPT-OSS model.
+///
+/// Without options it asks the bundled model a question about Rust. The answer goes to stdout as
+/// it comes, figures go to stderr.
+#[derive(Debug, Parser)]
+#[command(name = "generate", group = ArgGroup::new("source").args(["prompt", "prompt_ids", "prompt_file"]))]
+pub struct Args {
+    /// Model folder: config.json, tokenizer.json, safetensors files
+    #[arg(long, value_name = "DIR", default_value = BUNDLED_MODEL)]
+    pub model: PathBuf,
+    /// The user's message
+    #[arg(long, value_name = "TEXT")]
+    prompt: Option<String>,
+    /// Token ids to start from, without a template
+    #[arg(long, value_name = "1,2,3", value_delimiter = ',', conflicts_with = "system")]
+    prompt_ids: Option<Vec<u32>>,
+    /// A file with the user's message
+    #[arg(long, value_name = "FILE")]
+    prompt_file: Option<PathBuf>,
+    /// Take the prompt as it is, without the chat template, and show everything that comes
+    #[arg(long, conflicts_with = "system")]
+    raw: bool,
+    /// The system message
+    #[arg(long, value_name = "TEXT")]
+    system: Option<String>,
+    /// Most tokens to generate
+    #[arg(long, value_name = "N", default_value_t = 1024)]
+    max_tokens: usize,
+    /// 0 takes the likeliest token; 1 samples from the model's distribution
+    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    temperature: f32,
+    /// Sample from the likeliest tokens that make up this probability; 1 = all
+    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    top_p: f32,
+    /// Sample from the K likeliest tokens; 0 = all
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    top_k: usize,
+    /// Sample from tokens at least this probable, relative to the likeliest; 0 = all
+    #[arg(long, value_name = "P", default_value_t = 0.0)]
+    min_p: f32,
+    /// Seed of the random numbers; without one, every run differs
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// End the answer before this text (may be repeated)
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
+    /// Prompt tokens fed at once
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    prefill_chunk: usize,
+    /// Report the N likeliest tokens at each step
+    #[arg(long, value_name = "N")]
+    pub logprobs: Option<usize>,
+    /// Print all figures
+    #[arg(long)]
+    pub stats: bool,
+    /// Print one JSON object instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What to start from.
+#[derive(Debug)]
+pub enum Prompt {
+    /// Token ids.
+    Ids(Vec<u32>),
+    /// Text without a template.
+    Raw(String),
+    /// A conversation.
+    Chat {
+        /// The system message.
+        system: Option<String>,
+        /// The user's message.
+        user: String,
+    },
+}
+
+impl Args {
+    /// What to start from, read from its file where it is one.
+    pub fn prompt(&self) -> Result<Prompt, Failure> {
+        if let Some(ids) = &self.prompt_ids {
+            return Ok(Prompt::Ids(ids.clone()));
+        }
+        let text = match (&self.prompt, &self.prompt_file) {
+            (Some(text), _) => text.clone(),
+            (None, Some(path)) => fs::read_to_string(path)
+                .map_err(|e| format!("cannot read the prompt from {}: {e}", path.display()))?,
+            (None, None) => DEFAULT_QUESTION.into(),
+        };
+        Ok(if self.raw {
+            Prompt::Raw(text)
+        } else {
+            Prompt::Chat { system: self.system.clone(), user: text }
+        })
+    }
+
+    /// The library's options.
+    pub fn completion_options(&self, prompt: &Prompt) -> Result<CompletionOptions, Failure> {
+        let mut sampling = Sampling::default();
+        sampling.temperature = self.temperature;
+        sampling.top_p = self.top_p;
+        sampling.top_k = self.top_k;
+        sampling.min_p = self.min_p;
+        sampling.seed = self.seed.unwrap_or_else(|| RandomState::new().build_hasher().finish());
+        sampling.validate()?;
+        let mut generate = GenerateOptions::default();
+        generate.max_tokens = self.max_tokens;
+        generate.prefill_chunk = self.prefill_chunk;
+        generate.logprobs = self.logprobs;
+        generate.sampling = sampling;
+        let mut options = CompletionOptions::default();
+        options.generate = generate;
+        options.stop = self.stop.clone();
+        options.visible = match prompt {
+            Prompt::Chat { .. } => Visible::Final,
+            Prompt::Ids(_) | Prompt::Raw(_) => Visible::Everything,
+        };
+        Ok(options)
+    }
+}

@@ -1,0 +1,112 @@
+//! Generates text: `cargo run --release --example generate -- --help`.
+
+mod args;
+mod output;
+
+use std::io::{self, IsTerminal, Write};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use clap::Parser;
+use gpt_oss_mlx::chat::Message;
+use gpt_oss_mlx::{CancelToken, FinishReason, LoadOptions, TextModel};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use args::{Args, Prompt};
+use output::Report;
+
+/// A failure that has a user to read it.
+type Failure = Box<dyn std::error::Error>;
+
+fn main() -> ExitCode {
+    match app(&Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever read our output has had enough: nothing to report, and nobody to report it to.
+        Err(failure) if is_closed_pipe(failure.as_ref()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            output::print_failure(failure.as_ref());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn is_closed_pipe(failure: &(dyn std::error::Error + 'static)) -> bool {
+    failure.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
+}
+
+fn app(args: &Args) -> Result<(), Failure> {
+    let prompt = args.prompt()?;
+    let options = args.completion_options(&prompt)?;
+    let loaded = end_on_ctrl_c(options.generate.cancel.clone())?;
+
+    let bar = progress_bar("loading", "{bytes}/{total_bytes}");
+    let model =
+        TextModel::load_with_progress(&args.model, &LoadOptions::default(), |done, total| {
+            bar.set_length(total);
+            bar.set_position(done);
+        })?;
+    bar.finish_and_clear();
+    loaded.store(true, Ordering::Relaxed);
+
+    let prompt_ids = match prompt {
+        Prompt::Ids(ids) => ids,
+        Prompt::Raw(text) => model.raw_prompt(&text)?,
+        Prompt::Chat { system, user } => {
+            let system = system.map(|system| Message::new("system", system));
+            let messages: Vec<Message> =
+                system.into_iter().chain([Message::new("user", user)]).collect();
+            model.chat_prompt(&messages)?
+        }
+    };
+
+    let mut completion = model.complete(&prompt_ids, &options)?;
+    let bar = progress_bar("reading the prompt", "{pos}/{len} tokens");
+    completion.prefill(|done, total| {
+        bar.set_length(total as u64);
+        bar.set_position(done as u64);
+    })?;
+    bar.finish_and_clear();
+
+    let mut report = Report::new(args, &prompt_ids, model.model().load_time());
+    let mut stdout = io::stdout().lock();
+    for piece in &mut completion {
+        let piece = piece?;
+        report.add(&piece);
+        if !args.json {
+            stdout.write_all(piece.text.as_bytes())?;
+            stdout.flush()?;
+        }
+    }
+    // A generation without an error always ends with a reason.
+    let finish_reason = completion.finish_reason().unwrap_or(FinishReason::Cancelled);
+    report.finish(finish_reason, completion.timings(), &mut stdout)?;
+    Ok(())
+}
+
+/// The first Ctrl-C ends the generation with what there is; before it began, or a second time, it
+/// ends the program. The flag returned says that loading is over.
+fn end_on_ctrl_c(cancel: CancelToken) -> Result<Arc<AtomicBool>, Failure> {
+    /// What a shell reports for a program that Ctrl-C ended.
+    const INTERRUPTED: i32 = 130;
+    let loaded = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&loaded);
+    ctrlc::set_handler(move || {
+        if !flag.load(Ordering::Relaxed) || cancel.is_cancelled() {
+            std::process::exit(INTERRUPTED);
+        }
+        cancel.cancel();
+    })?;
+    Ok(loaded)
+}
+
+/// A bar on stderr where that is a terminal, else nothing.
+fn progress_bar(what: &'static str, count: &str) -> ProgressBar {
+    let target = match io::stderr().is_terminal() {
+        true => ProgressDrawTarget::stderr_with_hz(10),
+        false => ProgressDrawTarget::hidden(),
+    };
+    let template = format!("{{msg}} [{{bar:30}}] {count}");
+    let style = ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::with_draw_target(None, target).with_style(style).with_message(what)
+}

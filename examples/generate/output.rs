@@ -1,0 +1,176 @@
+//! What is printed: the answer's JSON object, figures, failures.
+
+use std::io::{self, Write};
+use std::time::Duration;
+
+use gpt_oss_mlx::{Error, FinishReason, Piece, Timings, TokenLogprob};
+use serde::Serialize;
+
+use crate::args::Args;
+
+/// What `--json` prints.
+#[derive(Debug, Serialize)]
+struct Answer<'a> {
+    model: String,
+    prompt_tokens: &'a [u32],
+    tokens: &'a [u32],
+    text: &'a str,
+    finish_reason: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    logprobs: Option<Vec<Vec<Logprob>>>,
+    timings: Figures,
+}
+
+#[derive(Debug, Serialize)]
+struct Logprob {
+    id: u32,
+    logprob: f32,
+}
+
+#[derive(Debug, Serialize)]
+struct Figures {
+    load_s: f64,
+    prefill_s: f64,
+    prefill_tokens_per_s: f64,
+    decode_s: f64,
+    decode_tokens_per_s: f64,
+    time_to_first_token_s: f64,
+    peak_memory_bytes: usize,
+}
+
+/// Collects what is printed at the end.
+#[derive(Debug)]
+pub struct Report<'a> {
+    args: &'a Args,
+    prompt: &'a [u32],
+    load_time: Duration,
+    tokens: Vec<u32>,
+    logprobs: Vec<Vec<TokenLogprob>>,
+    text: String,
+}
+
+impl<'a> Report<'a> {
+    /// A report of an answer that has not begun.
+    pub fn new(args: &'a Args, prompt: &'a [u32], load_time: Duration) -> Self {
+        let (tokens, logprobs, text) = Default::default();
+        Self { args, prompt, load_time, tokens, logprobs, text }
+    }
+
+    /// Notes what came.
+    pub fn add(&mut self, piece: &Piece) {
+        self.text.push_str(&piece.text);
+        if let Some(token) = &piece.token {
+            self.tokens.push(token.id);
+            self.logprobs.push(token.logprobs.clone());
+        }
+    }
+
+    /// Prints the object to stdout, or the line's end after the text; figures to stderr.
+    pub fn finish(
+        &self,
+        finish_reason: FinishReason,
+        timings: Timings,
+        stdout: &mut impl Write,
+    ) -> io::Result<()> {
+        let figures = self.figures(&timings);
+        let stats = self.args.stats || !self.args.json;
+        let line = figures.line(&timings, finish_reason);
+        if self.args.json {
+            let answer = Answer {
+                model: self.args.model.display().to_string(),
+                prompt_tokens: self.prompt,
+                tokens: &self.tokens,
+                text: &self.text,
+                finish_reason: finish_reason.as_str(),
+                logprobs: self.args.logprobs.map(|_| self.logprobs()),
+                timings: figures,
+            };
+            serde_json::to_writer(&mut *stdout, &answer)?;
+        } else {
+            self.print_logprobs();
+        }
+        if self.args.json || !self.text.ends_with('\n') {
+            writeln!(stdout)?;
+        }
+        stdout.flush()?;
+        if self.text.is_empty() && finish_reason == FinishReason::Length {
+            eprintln!("no answer yet after {} tokens: raise --max-tokens", self.tokens.len());
+        }
+        if stats {
+            eprintln!("{line}");
+        }
+        if self.args.stats {
+            eprintln!("{}", self.details(&timings));
+        }
+        Ok(())
+    }
+
+    fn logprobs(&self) -> Vec<Vec<Logprob>> {
+        let plain = |&TokenLogprob { id, logprob, .. }: &TokenLogprob| Logprob { id, logprob };
+        self.logprobs.iter().map(|top| top.iter().map(plain).collect()).collect()
+    }
+
+    /// Without `--json`, log-probabilities go to stderr, a line for each token.
+    fn print_logprobs(&self) {
+        for (id, top) in self.tokens.iter().zip(&self.logprobs) {
+            if !top.is_empty() {
+                let top = top.iter().map(|t| format!("{} {:.4}", t.id, t.logprob));
+                eprintln!("{id}: {}", top.collect::<Vec<_>>().join(", "));
+            }
+        }
+    }
+
+    fn figures(&self, timings: &Timings) -> Figures {
+        Figures {
+            load_s: self.load_time.as_secs_f64(),
+            prefill_s: timings.prefill.as_secs_f64(),
+            prefill_tokens_per_s: timings.prefill_tokens_per_second(),
+            decode_s: timings.decode.as_secs_f64(),
+            decode_tokens_per_s: timings.decode_tokens_per_second(),
+            time_to_first_token_s: timings.time_to_first_token.as_secs_f64(),
+            peak_memory_bytes: timings.peak_memory,
+        }
+    }
+
+    fn details(&self, timings: &Timings) -> String {
+        let seconds = |time: Duration| format!("{:9.3} s", time.as_secs_f64());
+        [
+            format!("load                {}", seconds(self.load_time)),
+            format!("prefill             {}", seconds(timings.prefill)),
+            format!("time to first token {}", seconds(timings.time_to_first_token)),
+            format!("decode              {}", seconds(timings.decode)),
+            format!("peak memory         {:9} bytes", timings.peak_memory),
+        ]
+        .join("\n")
+    }
+}
+
+impl Figures {
+    fn line(&self, timings: &Timings, finish_reason: FinishReason) -> String {
+        format!(
+            "prompt {} tokens, {:.1} tok/s | generated {} tokens, {:.1} tok/s | first token {:.3} s \
+             | peak {:.1} MB | {}",
+            timings.prompt_tokens,
+            self.prefill_tokens_per_s,
+            timings.generated_tokens,
+            self.decode_tokens_per_s,
+            self.time_to_first_token_s,
+            self.peak_memory_bytes as f64 / 1e6,
+            finish_reason.as_str(),
+        )
+    }
+}
+
+/// The error, what caused it, and what to do next.
+pub fn print_failure(failure: &(dyn std::error::Error + 'static)) {
+    eprint!("error: {failure}");
+    let mut cause = failure.source();
+    while let Some(error) = cause {
+        eprint!(": {error}");
+        cause = error.source();
+    }
+    eprintln!();
+    if let Some(error) = failure.downcast_ref::<Error>() {
+        eprintln!("hint: {}", error.hint());
+    }
+}

@@ -1,0 +1,296 @@
+//! Rewrites a template so that its operators check their operands.
+//!
+//! minijinja lets filters and output be replaced, but not `~`, `+`, `*` and `in`. A filter binds
+//! tighter than any of them, so a filter after each operand sees every value that they join:
+//! `a ~ b.c` becomes `a|_text ~ b.c|_text`. The filters pass their value on unchanged and are
+//! defined in `limits`. Only tags are touched, and no line breaks are added, so that errors keep
+//! their line. On the way the one tag of transformers that minijinja lacks is taken out.
+
+/// Filter after the operands of `~`.
+pub(super) const TEXT: &str = "_text";
+/// Filter after the operands of `+`.
+pub(super) const TERM: &str = "_term";
+/// Filter after the operands of `*`.
+pub(super) const FACTOR: &str = "_factor";
+/// Filter after the left operand of `in`.
+pub(super) const MEMBER: &str = "_member";
+
+/// A template with guarded operators.
+pub(super) struct Guarded {
+    /// The rewritten source.
+    pub source: String,
+    /// Bytes of the longest text between two tags.
+    pub longest_raw: usize,
+}
+
+/// Rewrites `source`. What is not valid Jinja is passed on for the compiler to refuse.
+pub(super) fn guarded(source: &str) -> Guarded {
+    let mut out = Guarded { source: String::with_capacity(source.len() * 2), longest_raw: 0 };
+    let mut rest = source;
+    while let Some(at) = find_tag(rest) {
+        let (raw, tag) = rest.split_at(at);
+        out.raw(raw);
+        let end = if tag.starts_with("{#") {
+            tag.get(2..).and_then(|rest| rest.find("#}")).map_or(tag.len(), |i| i + 4)
+        } else if is_named(tag, "raw") {
+            let end = end_of_raw(tag);
+            out.longest_raw = out.longest_raw.max(end);
+            end
+        } else {
+            let tokens = tokens(tag);
+            let end = tokens.last().map_or(tag.len(), |last| last.end);
+            out.source.push_str(&rewrite(tag.get(..end).unwrap_or(tag), &tokens));
+            rest = tag.get(end..).unwrap_or_default();
+            continue;
+        };
+        let (whole, after) = tag.split_at(end);
+        out.source.push_str(whole);
+        rest = after;
+    }
+    out.raw(rest);
+    out
+}
+
+impl Guarded {
+    fn raw(&mut self, text: &str) {
+        self.longest_raw = self.longest_raw.max(text.len());
+        self.source.push_str(text);
+    }
+}
+
+/// The next `{{`, `{%` or `{#`.
+fn find_tag(text: &str) -> Option<usize> {
+    ["{{", "{%", "{#"].into_iter().filter_map(|open| text.find(open)).min()
+}
+
+/// True for the block tag `{% name %}` without arguments.
+fn is_named(tag: &str, name: &str) -> bool {
+    let Some(inside) = tag.strip_prefix("{%") else { return false };
+    let inside = inside.strip_prefix(['-', '+']).unwrap_or(inside).trim_ascii_start();
+    let Some(after) = inside.strip_prefix(name) else { return false };
+    let after = after.trim_ascii_start();
+    after.strip_prefix(['-', '+']).unwrap_or(after).starts_with("%}")
+}
+
+/// The end of a raw block that begins with this tag.
+fn end_of_raw(tag: &str) -> usize {
+    let mut from = 2;
+    while let Some(at) = tag.get(from..).and_then(|rest| rest.find("{%")) {
+        let at = from + at;
+        let rest = tag.get(at..).unwrap_or_default();
+        if is_named(rest, "endraw") {
+            return rest.find("%}").map_or(tag.len(), |i| at + i + 2);
+        }
+        from = at + 2;
+    }
+    tag.len()
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Name,
+    Number,
+    Text,
+    Open,
+    Close,
+    Operator,
+    /// The delimiters of the tag itself.
+    Edge,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Token<'a> {
+    kind: Kind,
+    text: &'a str,
+    end: usize,
+}
+
+/// The tokens of the tag that `text` begins with, delimiters included, by the rules of
+/// minijinja's own lexer.
+fn tokens(text: &str) -> Vec<Token<'_>> {
+    let close = if text.starts_with("{{") { "}}" } else { "%}" };
+    let mut tokens = Vec::new();
+    let mut depth = 0_usize;
+    let mut at = 0;
+    while let Some(rest) = text.get(at..).filter(|rest| !rest.is_empty()) {
+        let first = rest.chars().next().unwrap_or_default();
+        let unsigned = rest.strip_prefix(['-', '+']).unwrap_or(rest);
+        let (kind, length) = if at == 0 {
+            let signed = text.get(2..).is_some_and(|inner| inner.starts_with(['-', '+']));
+            (Kind::Edge, if signed { 3 } else { 2 })
+        } else if depth == 0 && unsigned.starts_with(close) {
+            (Kind::Edge, rest.len() - unsigned.len() + close.len())
+        } else if first.is_ascii_whitespace() {
+            at += 1;
+            continue;
+        } else if first == '"' || first == '\'' {
+            (Kind::Text, text_length(rest, first))
+        } else if first.is_ascii_digit() {
+            (Kind::Number, number_length(rest))
+        } else if first.is_alphanumeric() || first == '_' {
+            (
+                Kind::Name,
+                rest.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(rest.len()),
+            )
+        } else if ["//", "**", "==", "!=", ">=", "<="].iter().any(|op| rest.starts_with(op)) {
+            (Kind::Operator, 2)
+        } else if "([{".contains(first) {
+            depth += 1;
+            (Kind::Open, 1)
+        } else if ")]}".contains(first) {
+            depth = depth.saturating_sub(1);
+            (Kind::Close, 1)
+        } else {
+            (Kind::Operator, first.len_utf8())
+        };
+        let end = (at + length).min(text.len());
+        tokens.push(Token { kind, text: text.get(at..end).unwrap_or_default(), end });
+        if kind == Kind::Edge && at > 0 {
+            break;
+        }
+        at = end;
+    }
+    tokens
+}
+
+/// The length of a string literal, quotes included.
+fn text_length(text: &str, quote: char) -> usize {
+    let mut escaped = false;
+    for (i, c) in text.char_indices().skip(1) {
+        match c {
+            _ if escaped => escaped = false,
+            '\\' => escaped = true,
+            c if c == quote => return i + 1,
+            _ => {}
+        }
+    }
+    text.len()
+}
+
+/// The length of a number: digits, with a radix, a fraction or an exponent.
+fn number_length(text: &str) -> usize {
+    let radix = ["0x", "0X", "0o", "0O", "0b", "0B"].iter().any(|radix| text.starts_with(radix));
+    let mut before = ' ';
+    for (i, c) in text.char_indices() {
+        let exponent = !radix && (before == 'e' || before == 'E');
+        let fraction = c == '.'
+            && !radix
+            && text.get(i + 1..).is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
+        if !(c.is_ascii_alphanumeric() || c == '_' || fraction || (exponent && "+-".contains(c))) {
+            return i;
+        }
+        before = c;
+    }
+    text.len()
+}
+
+/// The tag with a filter after each operand of a guarded operator.
+fn rewrite(tag: &str, tokens: &[Token<'_>]) -> String {
+    if let [open, name, close] = tokens {
+        // transformers' mark for what counts in training; here only what it encloses matters.
+        let plain = match name.text {
+            "generation" => "if true",
+            "endgeneration" => "endif",
+            _ => "",
+        };
+        if open.text.starts_with("{%") && !plain.is_empty() {
+            return format!("{} {plain} {}", open.text, close.text);
+        }
+    }
+    // Places to insert at, by the end of the token they follow.
+    let mut inserts: Vec<(usize, &str)> = Vec::new();
+    let is_for = tokens.get(1).is_some_and(|token| token.text == "for");
+    let mut for_in = is_for;
+    for (i, token) in tokens.iter().enumerate() {
+        let filter = match (token.kind, token.text) {
+            (Kind::Operator, "~") => TEXT,
+            (Kind::Operator, "+") => TERM,
+            (Kind::Operator, "*") => FACTOR,
+            // The first one of a loop parts its variable from what it runs over.
+            (Kind::Name, "in") if for_in => {
+                for_in = false;
+                continue;
+            }
+            (Kind::Name, "in") => MEMBER,
+            _ => continue,
+        };
+        let before = i.checked_sub(1).and_then(|i| tokens.get(i));
+        let left = match before {
+            Some(not) if filter == MEMBER && not.text == "not" => {
+                i.checked_sub(2).and_then(|i| tokens.get(i))
+            }
+            before => before,
+        };
+        // Else it is a sign, or the star of an argument list.
+        let Some(left) = left.filter(|token| ends_operand(token)) else { continue };
+        inserts.push((left.end, filter));
+        if filter == MEMBER {
+            continue;
+        }
+        if let Some(end) = operand_end(tokens, i + 1) {
+            inserts.push((end, filter));
+        }
+    }
+    inserts.sort_unstable();
+    let mut out = String::with_capacity(tag.len() + inserts.len() * 8);
+    let mut from = 0;
+    for (at, filter) in inserts {
+        out.push_str(tag.get(from..at).unwrap_or_default());
+        out.push('|');
+        out.push_str(filter);
+        from = at;
+    }
+    out.push_str(tag.get(from..).unwrap_or_default());
+    out
+}
+
+fn ends_operand(token: &Token<'_>) -> bool {
+    match token.kind {
+        Kind::Number | Kind::Text | Kind::Close => true,
+        Kind::Name => !["and", "or", "not", "in", "is", "if", "else", "elif"].contains(&token.text),
+        _ => false,
+    }
+}
+
+/// Where the operand that begins at token `i` ends: signs, a name, literal or bracket, then
+/// attributes, subscripts, calls and filters.
+fn operand_end(tokens: &[Token<'_>], mut i: usize) -> Option<usize> {
+    while tokens.get(i).is_some_and(|token| token.text == "-") {
+        i += 1;
+    }
+    i = match tokens.get(i)?.kind {
+        Kind::Open => after_bracket(tokens, i)?,
+        Kind::Text => {
+            // Literals side by side are one.
+            let more = tokens.get(i..)?.iter().take_while(|token| token.kind == Kind::Text);
+            i + more.count()
+        }
+        Kind::Name | Kind::Number => i + 1,
+        _ => return None,
+    };
+    loop {
+        let token = tokens.get(i)?;
+        i = match (token.kind, token.text) {
+            (Kind::Operator, "." | "|") => i + 2,
+            (Kind::Open, "(" | "[") => after_bracket(tokens, i)?,
+            _ => break,
+        };
+    }
+    Some(tokens.get(i.checked_sub(1)?)?.end)
+}
+
+/// The token after the bracket that matches the one at `i`.
+fn after_bracket(tokens: &[Token<'_>], i: usize) -> Option<usize> {
+    let mut depth = 0_usize;
+    for (offset, token) in tokens.get(i..)?.iter().enumerate() {
+        match token.kind {
+            Kind::Open => depth += 1,
+            Kind::Close => depth = depth.checked_sub(1)?,
+            _ => {}
+        }
+        if depth == 0 {
+            return Some(i + offset + 1);
+        }
+    }
+    None
+}

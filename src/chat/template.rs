@@ -1,0 +1,310 @@
+//! A model's chat template: from messages to a prompt.
+//!
+//! Templates are Jinja as transformers runs it: blocks trimmed, loop controls, `raise_exception`,
+//! `strftime_now`, a `tojson` that is Python's `json.dumps`, and Python's methods on strings and
+//! mappings. They come with the model, from whoever published it, so their work and memory are
+//! limited (see `limits`) and they reach nothing but the conversation.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use jiff::civil::DateTime;
+use jiff::tz::TimeZone;
+use jiff::{Timestamp, Zoned};
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Serde, Value};
+use minijinja::{Environment, ErrorKind};
+use serde_json::Map;
+
+use super::protect::Protection;
+use super::{Message, guard, json, limits};
+use crate::error::{Error, Result};
+use crate::tokenizer::{Tokenizer, read_text};
+
+/// The file that holds a template, newer style.
+const TEMPLATE_FILE: &str = "chat_template.jinja";
+/// The file that holds a template, older style, and the names of the special tokens.
+const CONFIG_FILE: &str = "tokenizer_config.json";
+/// Bytes of a file that are read at most; OpenAI's template has 16 kB.
+const FILE_LIMIT: u64 = 16 << 20;
+/// The template that is rendered, and the one for conversations with tools where there are two.
+const DEFAULT: &str = "default";
+const TOOL_USE: &str = "tool_use";
+/// Variables of tokenizer_config.json that templates may use.
+const TOKENS: [&str; 4] = ["bos_token", "eos_token", "pad_token", "unk_token"];
+
+/// What a template is rendered with.
+#[derive(Debug, Clone, Default, PartialEq)]
+#[non_exhaustive]
+pub struct TemplateInput {
+    /// The conversation so far.
+    pub messages: Vec<Message>,
+    /// The tools on offer, each as `{"type": "function", "function": {…}}`; with none, the
+    /// template sees no tools at all.
+    pub tools: Vec<serde_json::Value>,
+    /// Whether the prompt ends where the model's answer begins.
+    pub add_generation_prompt: bool,
+    /// The time that `strftime_now` tells, `2025-08-05` or `2025-08-05T17:30:00`, taken as UTC.
+    /// Without it, the present in the local time zone.
+    pub now: Option<String>,
+    /// Further variables: `reasoning_effort`, `model_identity`, `builtin_tools` and the like.
+    pub variables: Map<String, serde_json::Value>,
+}
+
+impl TemplateInput {
+    /// A prompt that asks for an answer to `messages`.
+    pub fn new(messages: Vec<Message>) -> Self {
+        Self { messages, add_generation_prompt: true, ..Self::default() }
+    }
+
+    /// The same input with one more variable.
+    #[must_use]
+    pub fn with(mut self, name: impl Into<String>, value: impl Into<serde_json::Value>) -> Self {
+        self.variables.insert(name.into(), value.into());
+        self
+    }
+}
+
+/// A compiled chat template.
+#[derive(Debug)]
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    path: PathBuf,
+    /// The sources by their names, which are those in the environment.
+    sources: BTreeMap<String, String>,
+    /// Special tokens by their variable's name, such as `eos_token`.
+    tokens: BTreeMap<String, String>,
+}
+
+impl ChatTemplate {
+    /// Reads the template in a model folder: `chat_template.jinja`, else `chat_template` in
+    /// `tokenizer_config.json`, which is one template or a list of named ones. `None` when the
+    /// folder has neither.
+    ///
+    /// # Errors
+    /// [`Error::Io`] and [`Error::Json`] for files that cannot be read, [`Error::ChatTemplate`]
+    /// for a template that does not compile or a list without one called `default`.
+    pub fn from_dir(dir: &Path) -> Result<Option<Self>> {
+        let config_path = dir.join(CONFIG_FILE);
+        let config: Map<String, serde_json::Value> = match read_optional(&config_path)? {
+            Some(text) => serde_json::from_str(&text)
+                .map_err(|source| Error::Json { path: config_path.clone(), source })?,
+            None => Map::new(),
+        };
+        let template_path = dir.join(TEMPLATE_FILE);
+        let mut template = match read_optional(&template_path)? {
+            Some(source) => Self::compile(&template_path, &[(DEFAULT, &source)])?,
+            None => match config.get("chat_template") {
+                None | Some(serde_json::Value::Null) => return Ok(None),
+                Some(value) => Self::compile(&config_path, &named_templates(&config_path, value)?)?,
+            },
+        };
+        for name in TOKENS {
+            let token =
+                config.get(name).and_then(|t| t.as_str().or_else(|| t.get("content")?.as_str()));
+            if let Some(token) = token {
+                template.tokens.insert(name.to_owned(), token.to_owned());
+            }
+        }
+        Ok(Some(template))
+    }
+
+    /// Compiles the text of a template; `path` only names it in errors.
+    ///
+    /// # Errors
+    /// [`Error::ChatTemplate`] when it is not valid Jinja.
+    pub fn new(source: &str, path: &Path) -> Result<Self> {
+        Self::compile(path, &[(DEFAULT, source)])
+    }
+
+    /// The same template with a special token as a variable, such as `bos_token`.
+    #[must_use]
+    pub fn with_token(mut self, name: impl Into<String>, token: impl Into<String>) -> Self {
+        self.tokens.insert(name.into(), token.into());
+        self
+    }
+
+    fn compile(path: &Path, sources: &[(&str, &str)]) -> Result<Self> {
+        let mut environment = Environment::new();
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        environment.set_syntax(syntax.map_err(|source| Error::ChatTemplate {
+            path: path.to_path_buf(),
+            reason: "cannot set up the template language".into(),
+            source: Some(source.into()),
+        })?);
+        environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
+        environment.add_filter("tojson", json::tojson);
+        environment.add_function("raise_exception", raise_exception);
+        limits::install(&mut environment);
+        let mut template = Self {
+            environment,
+            path: path.to_path_buf(),
+            sources: BTreeMap::new(),
+            tokens: BTreeMap::new(),
+        };
+        let mut longest_raw = 0;
+        for (name, source) in sources {
+            // As Jinja does.
+            let source = source.replace("\r\n", "\n").replace('\r', "\n");
+            let guarded = guard::guarded(&source);
+            longest_raw = longest_raw.max(guarded.longest_raw);
+            template.sources.insert((*name).to_owned(), source);
+            template
+                .environment
+                .add_template_owned((*name).to_owned(), guarded.source)
+                .map_err(|e| template.error(e))?;
+        }
+        limits::set_fuel(&mut template.environment, longest_raw);
+        Ok(template)
+    }
+
+    /// The prompt as a string. Special tokens that a message spells out look like the template's
+    /// own in it: to show a prompt this is right, to run one use [`ChatTemplate::render_ids`].
+    ///
+    /// # Errors
+    /// [`Error::ChatTemplate`] when the template refuses the conversation, fails, or exceeds its
+    /// limits; [`Error::Argument`] when [`TemplateInput::now`] is not a date.
+    pub fn render(&self, input: &TemplateInput) -> Result<String> {
+        self.render_values(input, &self.values(input)?, &input.tools, &input.variables)
+    }
+
+    /// The prompt as token ids, in which control tokens come from the template only: whatever a
+    /// message, tool or variable spells out remains text.
+    ///
+    /// # Errors
+    /// As for [`ChatTemplate::render`], and [`Error::Tokenizer`].
+    pub fn render_ids(&self, input: &TemplateInput, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+        let messages = self.values(input)?;
+        let variables = serde_json::Value::Object(input.variables.clone());
+        let all: Vec<_> =
+            messages.iter().chain(&input.tools).chain(std::iter::once(&variables)).collect();
+        let sources = self.sources.values().map(String::as_str);
+        let protection = Protection::new(tokenizer, sources, &all);
+        let messages: Vec<_> = messages.iter().map(|m| protection.value(m)).collect();
+        let tools: Vec<_> = input.tools.iter().map(|t| protection.value(t)).collect();
+        let variables = protection.map(&input.variables);
+        protection.encode(&self.render_values(input, &messages, &tools, &variables)?)
+    }
+
+    fn error(&self, source: minijinja::Error) -> Error {
+        // The innermost error knows best; the outer ones say which macro or block it was in.
+        let mut inner = &source;
+        while let Some(next) = std::error::Error::source(inner).and_then(|e| e.downcast_ref()) {
+            inner = next;
+        }
+        let line = inner.name().and_then(|name| self.sources.get(name)).and_then(|text| {
+            let refused = std::error::Error::source(inner).is_some_and(|e| e.is::<Refused>());
+            let number = inner.line().filter(|_| !refused)?;
+            text.lines().nth(number.checked_sub(1)?)
+        });
+        let reason = reason(inner, line);
+        Error::ChatTemplate { path: self.path.clone(), reason, source: Some(Box::new(source)) }
+    }
+
+    fn values(&self, input: &TemplateInput) -> Result<Vec<serde_json::Value>> {
+        let path = || self.path.clone();
+        let fail = |source| Error::Json { path: path(), source };
+        input.messages.iter().map(|m| serde_json::to_value(m).map_err(fail)).collect()
+    }
+
+    fn render_values(
+        &self,
+        input: &TemplateInput,
+        messages: &[serde_json::Value],
+        tools: &[serde_json::Value],
+        variables: &Map<String, serde_json::Value>,
+    ) -> Result<String> {
+        let now = clock(input.now.as_deref())?;
+        let strftime_now = move |format: &str| {
+            jiff::fmt::strtime::format(format, &now).map_err(|e| {
+                minijinja::Error::new(ErrorKind::InvalidOperation, format!("strftime_now: {e}"))
+            })
+        };
+        let mut context: BTreeMap<&str, Value> = BTreeMap::new();
+        context.extend(self.tokens.iter().map(|(name, token)| (name.as_str(), token.into())));
+        context.extend(variables.iter().map(|(name, v)| (name.as_str(), Value::from(Serde(v)))));
+        context.insert("messages", Value::from(Serde(messages)));
+        let no_tools = Value::from(());
+        let offered = if tools.is_empty() { no_tools.clone() } else { Value::from(Serde(tools)) };
+        context.insert("tools", offered);
+        context.insert("documents", no_tools);
+        context.insert("add_generation_prompt", input.add_generation_prompt.into());
+        context.insert("strftime_now", Value::from_function(strftime_now));
+
+        let has_tool_use = self.sources.contains_key(TOOL_USE);
+        let name = if has_tool_use && !tools.is_empty() { TOOL_USE } else { DEFAULT };
+        let fail = |source| self.error(source);
+        let template = self.environment.get_template(name).map_err(fail)?;
+        let mut output = limits::Output::default();
+        template.render_captured_to(Value::from(context), &mut output).map_err(fail)?;
+        Ok(output.into_text())
+    }
+}
+
+/// What minijinja says, with the line of the template that it says it of.
+fn reason(source: &minijinja::Error, line: Option<&str>) -> String {
+    let mut reason = source.detail().map_or_else(|| source.kind().to_string(), str::to_owned);
+    if let (Some(number), Some(line)) = (source.line(), line) {
+        reason.push_str(&format!(" (line {number}: `{}`)", line.trim()));
+    }
+    reason
+}
+
+/// Reads a file if it is there.
+fn read_optional(path: &Path) -> Result<Option<String>> {
+    match read_text(path, FILE_LIMIT) {
+        Ok(text) => Ok(Some(text)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(Error::io("read", path)(e)),
+    }
+}
+
+/// The value of `chat_template`: a template, or a list of `{"name", "template"}`.
+fn named_templates<'a>(
+    path: &Path,
+    value: &'a serde_json::Value,
+) -> Result<Vec<(&'a str, &'a str)>> {
+    let fail = |reason: &str| Error::ChatTemplate {
+        path: path.to_path_buf(),
+        reason: format!("`chat_template` {reason}"),
+        source: None,
+    };
+    let templates = match value {
+        serde_json::Value::String(source) => vec![(DEFAULT, source.as_str())],
+        serde_json::Value::Array(list) => list
+            .iter()
+            .map(|entry| Some((entry.get("name")?.as_str()?, entry.get("template")?.as_str()?)))
+            .collect::<Option<Vec<_>>>()
+            .ok_or_else(|| fail("has an entry without `name` and `template`"))?,
+        _ => return Err(fail("is neither a string nor a list")),
+    };
+    if templates.iter().any(|(name, _)| *name == DEFAULT) {
+        Ok(templates)
+    } else {
+        Err(fail("has no template named `default`"))
+    }
+}
+
+/// The time given, or the present.
+fn clock(now: Option<&str>) -> Result<Zoned> {
+    let fail = |e: jiff::Error| Error::argument("now", e.to_string());
+    match now {
+        Some(text) => {
+            text.parse::<DateTime>().and_then(|t| t.to_zoned(TimeZone::UTC)).map_err(fail)
+        }
+        None => {
+            Ok(Timestamp::try_from(SystemTime::now()).map_err(fail)?.to_zoned(TimeZone::system()))
+        }
+    }
+}
+
+/// `raise_exception(message)`: how a template refuses a conversation.
+fn raise_exception(message: String) -> std::result::Result<Value, minijinja::Error> {
+    Err(minijinja::Error::new(ErrorKind::InvalidOperation, message).with_source(Refused))
+}
+
+/// Marks the error of a template that refuses on purpose; its message is for the user.
+#[derive(Debug, thiserror::Error)]
+#[error("the template called raise_exception")]
+struct Refused;

@@ -1,0 +1,267 @@
+//! Text in, text out: a model with its tokenizer and chat template.
+
+use std::path::Path;
+
+use crate::chat::Message;
+use crate::chat::channels::{Channel, ChannelSplitter, Part};
+use crate::chat::template::{ChatTemplate, TemplateInput};
+use crate::error::{Error, Result};
+use crate::generate::{FinishReason, GenerateOptions, Generation, Timings, Token, TokenSource};
+use crate::model::{Decoder, LoadOptions, Model};
+use crate::stop::StopMatcher;
+use crate::tokenizer::{Detokenizer, Tokenizer};
+
+/// A model folder, loaded whole: weights, tokenizer, chat template.
+#[derive(Debug)]
+pub struct TextModel {
+    model: Model,
+    tokenizer: Tokenizer,
+    template: Option<ChatTemplate>,
+}
+
+/// How to complete a prompt.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct CompletionOptions {
+    /// How tokens are generated.
+    pub generate: GenerateOptions,
+    /// Texts that end the completion. They are looked for in the visible text only, and neither
+    /// they nor what follows them is shown.
+    pub stop: Vec<String>,
+    /// What of the output is text.
+    pub visible: Visible,
+}
+
+/// Which part of the model's output is given as text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Visible {
+    /// The answer: the messages of the `final` channel, without control tokens. For prompts that
+    /// end where the assistant's turn begins, as [`TextModel::chat_prompt`] makes them.
+    #[default]
+    Final,
+    /// Everything, control tokens by their names.
+    Everything,
+}
+
+impl TextModel {
+    /// Loads a folder with config.json, tokenizer.json, safetensors files and, for chat, a chat
+    /// template.
+    ///
+    /// # Errors
+    /// Whatever is wrong with a file, named; see [`Error`].
+    pub fn load(dir: impl AsRef<Path>, options: &LoadOptions) -> Result<Self> {
+        Self::load_with_progress(dir, options, |_, _| ())
+    }
+
+    /// [`TextModel::load`] that calls `progress` with the bytes of weights read so far and in all.
+    ///
+    /// # Errors
+    /// As [`TextModel::load`].
+    pub fn load_with_progress(
+        dir: impl AsRef<Path>,
+        options: &LoadOptions,
+        progress: impl FnMut(u64, u64),
+    ) -> Result<Self> {
+        let dir = dir.as_ref();
+        // The small files first: what is wrong with them should not cost a long load.
+        let tokenizer = Tokenizer::from_dir(dir)?;
+        let template = ChatTemplate::from_dir(dir)?;
+        let model = Model::load_with_progress(dir, options, progress)?;
+        let tokenizer = tokenizer.padded_to(model.config().vocab_size);
+        Ok(Self { model, tokenizer, template })
+    }
+
+    /// The weights.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// The ids of a conversation that ends where the assistant's turn begins. Control tokens come
+    /// from the template alone: in a message's text they stay text.
+    ///
+    /// # Errors
+    /// [`Error::ChatTemplate`] when the folder has no template or it refuses the messages.
+    pub fn chat_prompt(&self, messages: &[Message]) -> Result<Vec<u32>> {
+        self.chat_prompt_with(&TemplateInput::new(messages.to_vec()))
+    }
+
+    /// [`TextModel::chat_prompt`] with tools and the template's other variables.
+    ///
+    /// # Errors
+    /// As [`TextModel::chat_prompt`].
+    pub fn chat_prompt_with(&self, input: &TemplateInput) -> Result<Vec<u32>> {
+        let template = self.template.as_ref().ok_or_else(|| Error::ChatTemplate {
+            path: self.model.dir().into(),
+            reason: "the folder has no chat_template.jinja, and tokenizer_config.json names none"
+                .into(),
+            source: None,
+        })?;
+        template.render_ids(input, &self.tokenizer)
+    }
+
+    /// The ids of a text taken as it is; control tokens in it are control tokens.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] when the text cannot be encoded.
+    pub fn raw_prompt(&self, text: &str) -> Result<Vec<u32>> {
+        self.tokenizer.encode(text, true)
+    }
+
+    /// Generates after `prompt` and gives text as it comes. See [`Completion`].
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for an empty prompt, an id outside the vocabulary or an option out of
+    /// range, [`Error::ContextFull`] when the prompt leaves no room for a token.
+    pub fn complete(
+        &self,
+        prompt: &[u32],
+        options: &CompletionOptions,
+    ) -> Result<Completion<Decoder<'_>>> {
+        let generation = self.model.generate(prompt, &options.generate)?;
+        Completion::new(generation, &self.tokenizer, options)
+    }
+}
+
+/// A token and the text that became visible with it.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Piece {
+    /// The token; None when a cancelled completion gives up the text that it held back.
+    pub token: Option<Token>,
+    /// New visible text; empty while the token is hidden, half a character, or the possible start
+    /// of a stop string.
+    pub text: String,
+}
+
+/// A running completion: an iterator of pieces, whose texts joined are the answer.
+#[derive(Debug)]
+pub struct Completion<S: TokenSource> {
+    generation: Generation<S>,
+    /// None when everything is visible.
+    channels: Option<ChannelSplitter>,
+    detokenizer: Detokenizer,
+    stop: StopMatcher,
+    done: bool,
+}
+
+impl<S: TokenSource> Completion<S> {
+    /// Turns the tokens of a generation into text.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for an empty stop string.
+    pub fn new(
+        generation: Generation<S>,
+        tokenizer: &Tokenizer,
+        options: &CompletionOptions,
+    ) -> Result<Self> {
+        let channels = match options.visible {
+            Visible::Final => ChannelSplitter::new(tokenizer),
+            Visible::Everything => None,
+        };
+        Ok(Self {
+            generation,
+            // Control tokens are shown only where everything is.
+            detokenizer: tokenizer.stream(options.visible == Visible::Final),
+            channels,
+            stop: StopMatcher::new(options.stop.clone())?,
+            done: false,
+        })
+    }
+
+    /// Feeds the prompt; see [`Generation::prefill`].
+    ///
+    /// # Errors
+    /// Those of the model and the sampler.
+    pub fn prefill(&mut self, progress: impl FnMut(usize, usize)) -> Result<()> {
+        self.generation.prefill(progress)
+    }
+
+    /// Why the completion ended; None while it runs or after an error.
+    pub fn finish_reason(&self) -> Option<FinishReason> {
+        self.generation.finish_reason()
+    }
+
+    /// Timings so far.
+    pub fn timings(&self) -> Timings {
+        self.generation.timings()
+    }
+
+    fn advance(&mut self) -> Result<Option<Piece>> {
+        let Some(token) = self.generation.next().transpose()? else {
+            let text = self.flush()?;
+            return Ok((!text.is_empty()).then_some(Piece { token: None, text }));
+        };
+        // A stop token ends the text and is no part of it.
+        let stops = self.generation.finish_reason() == Some(FinishReason::Stop);
+        let mut text = String::new();
+        match &mut self.channels {
+            Some(channels) => {
+                let parts = channels.push(token.id)?;
+                text.push_str(&self.shown(&parts)?);
+            }
+            None if stops => {}
+            None => text.push_str(&self.detokenizer.push(token.id)?),
+        }
+        let mut text = self.until_stop(&text);
+        if self.generation.finish_reason().is_some() {
+            text.push_str(&self.flush()?);
+        }
+        Ok(Some(Piece { token: Some(token), text }))
+    }
+
+    /// The text of the tokens that belong to the answer.
+    fn shown(&mut self, parts: &[(u32, Part)]) -> Result<String> {
+        let mut text = String::new();
+        for (id, part) in parts {
+            if *part == Part::Body(Channel::Final) {
+                text.push_str(&self.detokenizer.push(*id)?);
+            }
+        }
+        Ok(text)
+    }
+
+    /// `text` as far as no stop string appears; ends the generation when one does.
+    fn until_stop(&mut self, text: &str) -> String {
+        if self.stop.stopped().is_some() {
+            return String::new();
+        }
+        let (shown, stopped) = self.stop.push(text);
+        if stopped.is_some() {
+            self.generation.stop();
+        }
+        shown
+    }
+
+    /// What was held back and will not be completed any more.
+    fn flush(&mut self) -> Result<String> {
+        if std::mem::replace(&mut self.done, true) {
+            return Ok(String::new());
+        }
+        let parts = self.channels.as_mut().map(ChannelSplitter::finish).unwrap_or_default();
+        let mut text = self.shown(&parts)?;
+        text.push_str(&self.detokenizer.finish());
+        let mut text = self.until_stop(&text);
+        if self.stop.stopped().is_none() {
+            text.push_str(&self.stop.finish());
+        }
+        Ok(text)
+    }
+}
+
+impl<S: TokenSource> Iterator for Completion<S> {
+    type Item = Result<Piece>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.done {
+            return None;
+        }
+        let result = self.advance();
+        self.done |= result.is_err();
+        result.transpose()
+    }
+}

@@ -1,0 +1,225 @@
+//! The one error type of the library. Every variant names the file, field, tensor, operation or
+//! argument that is wrong, and [`Error::hint`] says what to do next.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+/// The library's result type.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What another library reported, kept whole as the source of an [`Error`].
+pub type Source = Box<dyn StdError + Send + Sync + 'static>;
+
+/// Everything that can go wrong, from reading a model's files to sampling a token.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The operating system refused a file operation.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// What was being done, as a verb: "open", "read", "map".
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// The operating system's own error.
+        source: io::Error,
+    },
+    /// A JSON file could not be parsed.
+    #[error("{} is not valid JSON", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// Where and why the parser stopped.
+        source: serde_json::Error,
+    },
+    /// A field of config.json or generation_config.json is missing, unknown or out of range.
+    #[error("{}: field `{field}`: {reason}", path.display())]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// The field's name, dotted where it is nested (`rope_scaling.factor`).
+        field: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A safetensors file or its index is damaged or unsafe to read.
+    #[error("{}: {reason}", path.display())]
+    Checkpoint {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The checkpoint's tensors are not the ones that the config asks for.
+    #[error(transparent)]
+    Tensors(#[from] TensorMismatch),
+    /// An MLX operation failed.
+    #[error("MLX {op} failed: {message}")]
+    Mlx {
+        /// The operation, as MLX calls it.
+        op: &'static str,
+        /// MLX's own message, without paths of the machine that built it.
+        message: String,
+    },
+    /// The tokenizer could not be loaded or used.
+    #[error("tokenizer {}: {reason}", path.display())]
+    Tokenizer {
+        /// tokenizer.json.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+        /// The tokenizer library's error, where there is one.
+        source: Option<Source>,
+    },
+    /// The chat template could not be compiled or rendered.
+    #[error("chat template {}: {reason}", path.display())]
+    ChatTemplate {
+        /// The file that holds the template.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+        /// The template engine's error, where there is one.
+        source: Option<Source>,
+    },
+    /// An option or argument given by the caller is out of its range.
+    #[error("argument `{name}`: {reason}")]
+    Argument {
+        /// The argument's name, as it is spelled in the API.
+        name: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The prompt and the requested tokens do not fit into the model's context.
+    #[error("{tokens} tokens do not fit into the model's context of {limit}")]
+    ContextFull {
+        /// Tokens asked for.
+        tokens: usize,
+        /// Tokens that fit.
+        limit: usize,
+    },
+    /// The model's output at this position is not a number.
+    #[error("the logits at position {position} are not finite")]
+    NotFinite {
+        /// Position in the sequence, counted from 0.
+        position: usize,
+    },
+    /// Biases and constraints left no token to choose from.
+    #[error("every token is banned at position {position}")]
+    AllBanned {
+        /// Position in the sequence, counted from 0.
+        position: usize,
+    },
+}
+
+impl Error {
+    /// The next step for whoever sees this error, in one sentence.
+    pub fn hint(&self) -> String {
+        match self {
+            Self::Io { path, source, .. } => match source.kind() {
+                io::ErrorKind::NotFound => format!(
+                    "check the path {}; a model folder holds config.json, tokenizer.json and \
+                     model.safetensors or its shards",
+                    path.display()
+                ),
+                io::ErrorKind::PermissionDenied => {
+                    format!("make {} readable for this user", path.display())
+                }
+                io::ErrorKind::NotADirectory => {
+                    format!("give the folder that holds the model, not {}", path.display())
+                }
+                _ => format!("check that {} is a readable file on a working disk", path.display()),
+            },
+            Self::Json { path, .. } => format!("download {} again", path.display()),
+            Self::Config { field, .. } => format!(
+                "compare `{field}` with the config of openai/gpt-oss-20b; only `model_type: gpt_oss` \
+                 is supported"
+            ),
+            Self::Checkpoint { path, .. } => {
+                format!("the file is damaged or incomplete: download {} again", path.display())
+            }
+            Self::Tensors(_) => "config.json and the safetensors files must come from the same \
+                                 conversion of a GPT-OSS model; download the folder again"
+                .into(),
+            Self::Mlx { message, .. } if message.to_ascii_lowercase().contains("alloc") => {
+                "the device ran out of memory: close other programs, shorten the context or take \
+                 a smaller model"
+                    .into()
+            }
+            Self::Mlx { .. } => "this is likely a bug in gpt-oss-mlx: please report it with the \
+                                 message and the model's config.json"
+                .into(),
+            Self::Tokenizer { path, .. } => {
+                format!("{} must be the file that was published with the model", path.display())
+            }
+            Self::ChatTemplate { .. } => "check the messages' roles and fields, or use the \
+                                          template that was published with the model"
+                .into(),
+            Self::Argument { name, .. } => format!("change `{name}`"),
+            Self::ContextFull { limit, .. } => {
+                format!("shorten the prompt or ask for fewer tokens, {limit} in all at most")
+            }
+            Self::NotFinite { .. } => "the weights are damaged or of an unsupported type: check \
+                                       the files' checksums"
+                .into(),
+            Self::AllBanned { .. } => "allow at least one token: loosen the logit bias".into(),
+        }
+    }
+
+    /// Wraps an operating-system error with what was being done to which file.
+    pub(crate) fn io(
+        action: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { action, path, source }
+    }
+
+    /// An error about a caller's argument.
+    pub(crate) fn argument(name: &'static str, reason: impl Into<String>) -> Self {
+        Self::Argument { name, reason: reason.into() }
+    }
+}
+
+/// Which tensors of a checkpoint are missing, unexpected or of the wrong shape or type.
+#[derive(Debug, Clone, Default, PartialEq, Eq, thiserror::Error)]
+pub struct TensorMismatch {
+    /// Names that the config asks for and no file has.
+    pub missing: Vec<String>,
+    /// Names that a file has and nothing uses.
+    pub unexpected: Vec<String>,
+    /// One sentence for each tensor of the wrong shape or type.
+    pub misshapen: Vec<String>,
+}
+
+impl TensorMismatch {
+    /// True when there is nothing to report.
+    pub fn is_empty(&self) -> bool {
+        self.missing.is_empty() && self.unexpected.is_empty() && self.misshapen.is_empty()
+    }
+}
+
+impl fmt::Display for TensorMismatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        /// Names shown of each list; the rest is counted.
+        const SHOWN: usize = 8;
+        f.write_str("the checkpoint does not fit its config:")?;
+        let lists = [
+            ("missing", &self.missing),
+            ("unexpected", &self.unexpected),
+            ("misshapen", &self.misshapen),
+        ];
+        for (what, names) in lists.into_iter().filter(|(_, names)| !names.is_empty()) {
+            write!(f, " {} {what} (", names.len())?;
+            for (i, name) in names.iter().take(SHOWN).enumerate() {
+                write!(f, "{}{name}", if i == 0 { "" } else { ", " })?;
+            }
+            if names.len() > SHOWN {
+                write!(f, ", and {} more", names.len() - SHOWN)?;
+            }
+            f.write_str(")")?;
+        }
+        Ok(())
+    }
+}

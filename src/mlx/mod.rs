@@ -1,0 +1,21 @@
+//! Everything that is `unsafe`: the few MLX operations that mlx-rs lacks, arrays over memory that
+//! we own, compiled functions without captured state, and MLX's error text. Nothing here knows
+//! about GPT-OSS.
+
+mod compile;
+mod data;
+mod device;
+mod error;
+mod map;
+mod ops;
+mod random;
+
+pub(crate) use compile::{Compiled, PureFn};
+pub(crate) use data::{array_from_map, array_from_parts, wraps_maps};
+pub use device::Device;
+pub(crate) use device::{clear_cache, peak_memory};
+pub(crate) use map::map_file;
+pub(crate) use ops::{
+    GatherIndices, dequantize, gather_mm, gather_qmm, quantized_matmul, slice, slice_update,
+};
+pub(crate) use random::random_uniform;

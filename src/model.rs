@@ -1,0 +1,379 @@
+//! The GPT-OSS model: OpenAI's `gpt_oss/torch/model.py`, with the cache as an argument.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use mlx_rs::{Array, Dtype, fast};
+
+use crate::attention::{Attention, AttentionShape, SlidingMasks};
+use crate::cache::{Cache, LayerCache};
+use crate::checkpoint::Checkpoint;
+use crate::config::{Config, GenerationConfig};
+use crate::error::{Error, Result};
+use crate::generate::{GenerateOptions, Generation, TokenSource};
+use crate::linear::{Embedding, Linear};
+use crate::mlx::{self, Device};
+use crate::moe::{Moe, MoeShared};
+use crate::rope::Rope;
+use crate::weights::Loader;
+use crate::weights::plan::{LayerPlan, Plan, plan};
+
+/// How a model is loaded.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct LoadOptions {
+    /// Where the model runs.
+    pub device: Device,
+    /// Join gate and up projections that are stored apart, at the cost of a copy: decoding is
+    /// faster. Without it they stay as they are, and on Metal in the mapped file.
+    pub fuse_gate_up: bool,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        Self { device: Device::Auto, fuse_gate_up: true }
+    }
+}
+
+/// A GPT-OSS model with its weights. It holds no sequence: that is the [`Cache`]'s part.
+///
+/// A `Model` may move to another thread, but MLX's work belongs to one thread at a time.
+pub struct Model {
+    config: Config,
+    stop_ids: Vec<u32>,
+    dir: PathBuf,
+    device: Device,
+    load_time: Duration,
+    dtype: Dtype,
+    rope: Rope,
+    moe: MoeShared,
+    embed_tokens: Embedding,
+    layers: Vec<Layer>,
+    norm: RmsNorm,
+    /// None when the embedding serves as the head.
+    lm_head: Option<Linear>,
+}
+
+impl std::fmt::Debug for Model {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Model").field("dir", &self.dir).field("dtype", &self.dtype).finish()
+    }
+}
+
+#[derive(Debug)]
+struct RmsNorm {
+    /// [hidden].
+    weight: Array,
+    eps: f32,
+}
+
+impl RmsNorm {
+    fn forward(&self, x: &Array) -> Result<Array> {
+        Ok(fast::rms_norm(x, Some(&self.weight), self.eps)?)
+    }
+}
+
+struct Layer {
+    input_layernorm: RmsNorm,
+    self_attn: Attention,
+    post_attention_layernorm: RmsNorm,
+    mlp: Moe,
+}
+
+impl Layer {
+    /// [batch, length, hidden] → the same.
+    fn forward(
+        &self,
+        x: &Array,
+        model: &Model,
+        offset: i32,
+        masks: &mut SlidingMasks,
+        cache: &mut LayerCache,
+    ) -> Result<Array> {
+        let h = self.input_layernorm.forward(x)?;
+        let h = self.self_attn.forward(&h, &model.rope, offset, masks, cache)?;
+        let x = x.add(h)?;
+        let h = self.post_attention_layernorm.forward(&x)?;
+        let h = self.mlp.forward(&h, &model.moe)?;
+        Ok(x.add(h)?)
+    }
+}
+
+impl Model {
+    /// Loads a model folder: config.json, generation_config.json where there is one, and the
+    /// safetensors files.
+    ///
+    /// # Errors
+    /// Whatever is wrong with a file, named; see [`Error`].
+    pub fn load(dir: impl AsRef<Path>, options: &LoadOptions) -> Result<Self> {
+        Self::load_with_progress(dir, options, |_, _| ())
+    }
+
+    /// [`Model::load`] that calls `progress` with the bytes read so far and in all.
+    ///
+    /// # Errors
+    /// As [`Model::load`].
+    pub fn load_with_progress(
+        dir: impl AsRef<Path>,
+        options: &LoadOptions,
+        mut progress: impl FnMut(u64, u64),
+    ) -> Result<Self> {
+        let started = Instant::now();
+        let dir = dir.as_ref();
+        let config = Config::from_dir(dir)?;
+        let generation = GenerationConfig::from_dir(dir)?;
+        if let Some(generation) = &generation {
+            generation.check_vocabulary(&dir.join("generation_config.json"), config.vocab_size)?;
+        }
+        let stop_ids = generation
+            .map(|generation| generation.eos_token_id)
+            .filter(|ids| !ids.is_empty())
+            .unwrap_or_else(|| config.eos_token_id.clone());
+        let checkpoint = Checkpoint::open(dir)?;
+        let plan = plan(&config, &checkpoint)?;
+        let device = options.device;
+        let mut model = device.run(|| {
+            let on_gpu = device.is_gpu();
+            // MLX's CPU kernels add up in the activations' type: f32 is both exact and fast there.
+            let dtype = if on_gpu { activation_dtype(&plan) } else { Dtype::Float32 };
+            let loader =
+                Loader::new(checkpoint, dtype, on_gpu, options.fuse_gate_up, &mut progress);
+            Self::build(dir, config, stop_ids, &plan, device, dtype, loader)
+        })?;
+        model.load_time = started.elapsed();
+        Ok(model)
+    }
+
+    fn build(
+        dir: &Path,
+        config: Config,
+        stop_ids: Vec<u32>,
+        plan: &Plan,
+        device: Device,
+        dtype: Dtype,
+        mut loader: Loader<'_>,
+    ) -> Result<Self> {
+        let shape = AttentionShape::new(&config)?;
+        let embed_tokens = loader.embedding(&plan.embed_tokens)?;
+        let layers = plan
+            .layers
+            .iter()
+            .zip(&config.layer_types)
+            .map(|(layer, &layer_type)| {
+                let attention = |loader: &mut Loader<'_>| -> Result<Attention> {
+                    Ok(Attention {
+                        shape,
+                        layer_type,
+                        qkv: loader.qkv(&layer.qkv)?,
+                        sinks: loader.float(&layer.sinks, &[config.num_attention_heads])?,
+                        o_proj: loader.linear(&layer.o_proj)?,
+                    })
+                };
+                Self::layer(&config, layer, attention, &mut loader)
+            })
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            rope: Rope::new(&config)?,
+            moe: MoeShared::new(&config, dtype, device.is_gpu())?,
+            embed_tokens,
+            layers,
+            norm: norm(&config, &plan.norm, &mut loader)?,
+            lm_head: plan.lm_head.as_ref().map(|head| loader.linear(head)).transpose()?,
+            dir: dir.into(),
+            config,
+            stop_ids,
+            device,
+            dtype,
+            load_time: Duration::ZERO,
+        })
+    }
+
+    fn layer(
+        config: &Config,
+        plan: &LayerPlan,
+        attention: impl FnOnce(&mut Loader<'_>) -> Result<Attention>,
+        loader: &mut Loader<'_>,
+    ) -> Result<Layer> {
+        Ok(Layer {
+            input_layernorm: norm(config, &plan.input_layernorm, loader)?,
+            self_attn: attention(loader)?,
+            post_attention_layernorm: norm(config, &plan.post_attention_layernorm, loader)?,
+            mlp: Moe {
+                router: loader.linear(&plan.router)?,
+                gate_up: loader.gate_up(&plan.gate_up)?,
+                down_proj: loader.experts(&plan.down_proj)?,
+            },
+        })
+    }
+
+    /// The model's shape.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The folder that the model was loaded from.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Tokens that end an answer, from generation_config.json, else from config.json.
+    pub fn stop_ids(&self) -> &[u32] {
+        &self.stop_ids
+    }
+
+    /// How long loading took.
+    pub fn load_time(&self) -> Duration {
+        self.load_time
+    }
+
+    /// An empty cache for one sequence.
+    pub fn new_cache(&self) -> Cache {
+        Cache::new(&self.config)
+    }
+
+    /// Feeds the next tokens of a sequence to the model and returns the logits of each,
+    /// f32 or the activations' type, [tokens, vocabulary]. Lazy: nothing is computed until the
+    /// result is evaluated.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for no tokens or an id outside the vocabulary,
+    /// [`Error::ContextFull`] when the model's context ends, [`Error::Mlx`] when MLX fails.
+    pub fn forward(&self, tokens: &[u32], cache: &mut Cache) -> Result<Array> {
+        let tokens = self.checked(tokens)?;
+        self.device.run(|| {
+            let hidden = self.hidden(&tokens, cache)?;
+            Ok(self.head(&hidden)?.squeeze_axes(&[0])?)
+        })
+    }
+
+    /// Starts generating after `prompt` with a cache of its own. See [`Generation`].
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for an empty prompt, an id outside the vocabulary or an option out of
+    /// range, [`Error::ContextFull`] when the prompt leaves no room for a token.
+    pub fn generate(
+        &self,
+        prompt: &[u32],
+        options: &GenerateOptions,
+    ) -> Result<Generation<Decoder<'_>>> {
+        let decoder = Decoder { model: self, cache: self.new_cache() };
+        Generation::new(decoder, prompt, options)
+    }
+
+    /// Token ids as an array [1, length], each below the vocabulary's size: a lookup outside it
+    /// would read foreign memory.
+    fn checked(&self, tokens: &[u32]) -> Result<Array> {
+        let vocab_size = self.config.vocab_size;
+        let inside = |&id: &u32| usize::try_from(id).is_ok_and(|id| id < vocab_size);
+        if let Some(id) = tokens.iter().find(|id| !inside(id)) {
+            let reason = format!("id {id} is outside the vocabulary of {vocab_size}");
+            return Err(Error::argument("tokens", reason));
+        }
+        match i32::try_from(tokens.len()) {
+            Ok(length) if length > 0 => Ok(Array::from_slice(tokens, &[1, length])),
+            Ok(_) => Err(Error::argument("tokens", "there are none")),
+            Err(_) => Err(Error::argument("tokens", "too many at once")),
+        }
+    }
+
+    /// Token ids u32 [1, length] → the last layer's output after its norm, [1, length, hidden].
+    fn hidden(&self, tokens: &Array, cache: &mut Cache) -> Result<Array> {
+        let limit = self.config.max_position_embeddings;
+        let total = cache.len().saturating_add(tokens.size());
+        let offset = i32::try_from(cache.len()).ok().filter(|_| total <= limit);
+        let offset = offset.ok_or(Error::ContextFull { tokens: total, limit })?;
+        let mut masks = SlidingMasks::new(self.dtype);
+        let mut x = self.embed_tokens.forward(tokens)?;
+        for (layer, cache) in self.layers.iter().zip(&mut cache.layers) {
+            x = layer.forward(&x, self, offset, &mut masks, cache)?;
+        }
+        cache.advance(tokens.size());
+        self.norm.forward(&x)
+    }
+
+    /// [..., hidden] → [..., vocabulary].
+    fn head(&self, hidden: &Array) -> Result<Array> {
+        match &self.lm_head {
+            Some(lm_head) => lm_head.forward(hidden),
+            None => self.embed_tokens.as_head(hidden),
+        }
+    }
+}
+
+fn norm(config: &Config, name: &str, loader: &mut Loader<'_>) -> Result<RmsNorm> {
+    Ok(RmsNorm { weight: loader.float(name, &[config.hidden_size])?, eps: config.rms_norm_eps })
+}
+
+fn activation_dtype(plan: &Plan) -> Dtype {
+    match plan.dtype {
+        safetensors::Dtype::BF16 => Dtype::Bfloat16,
+        safetensors::Dtype::F16 => Dtype::Float16,
+        _ => Dtype::Float32,
+    }
+}
+
+/// A model with the cache of one sequence: what the generation loop drives.
+#[derive(Debug)]
+pub struct Decoder<'a> {
+    model: &'a Model,
+    cache: Cache,
+}
+
+impl TokenSource for Decoder<'_> {
+    fn vocab_size(&self) -> usize {
+        self.model.config.vocab_size
+    }
+
+    fn context_limit(&self) -> usize {
+        self.model.config.max_position_embeddings
+    }
+
+    fn position(&self) -> usize {
+        self.cache.len()
+    }
+
+    fn stop_ids(&self) -> &[u32] {
+        &self.model.stop_ids
+    }
+
+    fn prefill(&mut self, tokens: &[u32]) -> Result<()> {
+        let tokens = self.model.checked(tokens)?;
+        self.model.device.run(|| {
+            self.model.hidden(&tokens, &mut self.cache)?;
+            // Only what the cache holds is computed; the last layer's output is not.
+            mlx_rs::transforms::eval(self.cache.arrays())?;
+            mlx::clear_cache()
+        })
+    }
+
+    fn logits(&mut self, tokens: &[u32]) -> Result<Array> {
+        let tokens = self.model.checked(tokens)?;
+        self.step_on(&tokens)
+    }
+
+    fn step(&mut self, token: &Array) -> Result<Array> {
+        self.step_on(&token.reshape(&[1, 1])?)
+    }
+
+    fn device(&self) -> Device {
+        self.model.device
+    }
+}
+
+impl Decoder<'_> {
+    /// Logits [vocabulary] after the last of `tokens` [1, length].
+    fn step_on(&mut self, tokens: &Array) -> Result<Array> {
+        let model = self.model;
+        model.device.run(|| {
+            let hidden = model.hidden(tokens, &mut self.cache)?;
+            let &[_, length, width] = hidden.shape() else {
+                return Err(Error::Mlx { op: "logits", message: "shape".into() });
+            };
+            let last = match length {
+                1 => hidden,
+                _ => mlx::slice(&hidden, &[0, length - 1, 0], &[1, length, width])?,
+            };
+            Ok(model.head(&last)?.reshape(&[-1])?)
+        })
+    }
+}

@@ -1,0 +1,15 @@
+//! What the integration tests share: oracles in plain Rust and makers of test data.
+#![allow(dead_code)]
+
+pub mod affine;
+pub mod attention;
+pub mod block;
+pub mod layouts;
+pub mod moe;
+pub mod mxfp4;
+pub mod random_model;
+pub mod reference;
+pub mod rng;
+pub mod safetensors;
+pub mod sampling;
+pub mod yarn;

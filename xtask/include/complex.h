@@ -1,0 +1,2 @@
+/* C11 7.3: the headers spell the type `float _Complex` themselves. */
+#pragma once

@@ -10,9 +10,8 @@ use crate::linear::Linear;
 use crate::mlx;
 use crate::rope::{Rope, softmax_scale};
 
-/// Queries of a sliding layer that are taken at once. A longer chunk is cut, since each of its
-/// queries sees a window only, and the scores would be computed for the whole chunk.
-const SLIDING_BLOCK: i32 = 512;
+/// Fewest queries that are taken at once when a chunk is cut into blocks.
+const MIN_BLOCK: i32 = 64;
 
 /// The projections into attention.
 #[derive(Debug)]
@@ -43,10 +42,12 @@ pub(crate) struct AttentionShape {
     head_dim: i32,
     window: i32,
     scale: f32,
+    /// Queries of a full layer that are taken at once.
+    full_block: i32,
 }
 
 impl AttentionShape {
-    pub(crate) fn new(config: &Config) -> Result<Self> {
+    pub(crate) fn new(config: &Config, on_gpu: bool) -> Result<Self> {
         let size = |field: &'static str, n: usize| {
             i32::try_from(n).map_err(|_| Error::argument(field, "too large"))
         };
@@ -56,6 +57,9 @@ impl AttentionShape {
             head_dim: size("head_dim", config.head_dim)?,
             window: size("sliding_window", config.sliding_window)?,
             scale: softmax_scale(config),
+            // The fused GPU kernels leave out what a causal mask hides; MLX's CPU path computes
+            // all scores, so that there blocks save time and memory.
+            full_block: if on_gpu { i32::MAX } else { MIN_BLOCK },
         })
     }
 }
@@ -88,8 +92,7 @@ impl Attention {
         };
         let all_heads = heads + 2 * kv_heads;
         let qkv = self.qkv.forward(x)?; // [batch, length, all_heads · head_dim]
-        let qkv = qkv.reshape(&[batch, length, all_heads, head_dim])?;
-        let qkv = qkv.transpose_axes(&[0, 2, 1, 3])?; // [batch, all_heads, length, head_dim]
+        let qkv = heads_first(&qkv, [batch, length, all_heads, head_dim])?;
         let select = |array: &Array, from: i32, to: i32| {
             mlx::slice(array, &[0, from, 0, 0], &[batch, to, length, head_dim])
         };
@@ -100,14 +103,13 @@ impl Attention {
         let values = select(&qkv, heads + kv_heads, all_heads)?;
 
         let (keys, values) = cache.update(keys, values)?; // [batch, kv_heads, seen, head_dim]
-        let mixed = match self.layer_type {
-            LayerType::FullAttention => {
-                let causal = (length > 1).then_some(Mask::Causal);
-                self.attend(&queries, &keys, &values, causal)?
-            }
-            LayerType::SlidingAttention => self.slide(&queries, &keys, &values, masks)?,
+        let mixed = if length == 1 {
+            // The cache shows a single query what it may see and nothing else.
+            self.attend(&queries, &keys, &values, None)?
+        } else {
+            self.in_blocks(&queries, &keys, &values, masks)?
         }; // [batch, heads, length, head_dim]
-        let mixed = mixed.transpose_axes(&[0, 2, 1, 3])?;
+        let mixed = if length == 1 { mixed } else { mixed.transpose_axes(&[0, 2, 1, 3])? };
         self.o_proj.forward(&mixed.reshape(&[batch, length, heads * head_dim])?)
     }
 
@@ -133,48 +135,60 @@ impl Attention {
         })
     }
 
-    /// Attention within the window, a block of queries at a time.
-    fn slide(
+    /// Attention of several queries, a block of them at a time, each with the keys that some query
+    /// of the block sees. Without that, a chunk's scores would be computed for all of its keys,
+    /// most of which a sliding layer does not look at.
+    fn in_blocks(
         &self,
         queries: &Array,
         keys: &Array,
         values: &Array,
         masks: &mut SlidingMasks,
     ) -> Result<Array> {
-        let window = self.shape.window;
+        let AttentionShape { window, full_block, .. } = self.shape;
         let (&[batch, heads, length, dim], &[_, kv_heads, seen, _]) =
             (queries.shape(), keys.shape())
         else {
             return Err(Error::Mlx { op: "attention", message: "rank of queries or keys".into() });
         };
-        if length == 1 {
-            // The cache shows a single query its window and nothing else.
-            return self.attend(queries, keys, values, None);
-        }
-        if seen <= window {
-            return self.attend(queries, keys, values, Some(Mask::Causal));
-        }
+        let (block, reach) = match self.layer_type {
+            LayerType::FullAttention => (full_block, seen),
+            LayerType::SlidingAttention => (window.max(MIN_BLOCK), window),
+        };
         let earlier = seen - length;
-        let mut blocks = Vec::new();
+        let rows = |array: &Array, heads: i32, from: i32, to: i32| {
+            mlx::slice(array, &[0, 0, from, 0], &[batch, heads, to, dim])
+        };
+        let mut outputs = Vec::new();
         let mut start = 0;
         while start < length {
-            let stop = length.min(start + SLIDING_BLOCK);
-            let first_key = (earlier + start - (window - 1)).max(0);
-            let rows = |array: &Array, heads: i32, from: i32, to: i32| {
-                mlx::slice(array, &[0, 0, from, 0], &[batch, heads, to, dim])
+            let stop = length.min(start.saturating_add(block));
+            let (first, last) = ((earlier + start - (reach - 1)).max(0), earlier + stop);
+            let queries = rows(queries, heads, start, stop)?;
+            let (keys, values) =
+                (rows(keys, kv_heads, first, last)?, rows(values, kv_heads, first, last)?);
+            // Up to `reach` keys, "not after the query" says everything that a mask would say.
+            let mask = match last - first <= reach {
+                true => Mask::Causal,
+                false => Mask::Array(masks.get(stop - start, last - first, window)?),
             };
-            let keys = rows(keys, kv_heads, first_key, earlier + stop)?;
-            let values = rows(values, kv_heads, first_key, earlier + stop)?;
-            let mask = masks.get(stop - start, earlier + stop - first_key, window)?;
-            let mask = Some(Mask::Array(mask));
-            blocks.push(self.attend(&rows(queries, heads, start, stop)?, &keys, &values, mask)?);
+            outputs.push(self.attend(&queries, &keys, &values, Some(mask))?);
             start = stop;
         }
-        match blocks.as_slice() {
+        match outputs.as_slice() {
             [one] => Ok(one.clone()),
-            _ => Ok(ops::concatenate(&blocks, 2)?),
+            _ => Ok(ops::concatenate(&outputs, 2)?),
         }
     }
+}
+
+/// [batch, length, heads · head_dim] → [batch, heads, length, head_dim]. For a single row the two
+/// are the same numbers in the same order.
+fn heads_first(x: &Array, [batch, length, heads, head_dim]: [i32; 4]) -> Result<Array> {
+    if length == 1 {
+        return Ok(x.reshape(&[batch, heads, 1, head_dim])?);
+    }
+    Ok(x.reshape(&[batch, length, heads, head_dim])?.transpose_axes(&[0, 2, 1, 3])?)
 }
 
 /// The masks of one forward pass, made once for all sliding layers.
@@ -210,10 +224,8 @@ impl SlidingMasks {
         let key = Array::from_slice(&(0..keys).collect::<Vec<i32>>(), &[1, keys]);
         let behind = query.subtract(&key)?;
         // A window of w sees the query's own key and the w − 1 before it.
-        let seen = ops::logical_and(
-            behind.ge(Array::from_int(0))?,
-            behind.lt(Array::from_int(window))?,
-        )?;
+        let seen =
+            ops::logical_and(behind.ge(Array::from_int(0))?, behind.lt(Array::from_int(window))?)?;
         let mask = ops::select(&seen, Array::from_f32(0.0), Array::from_f32(f32::NEG_INFINITY))?;
         Ok(mask.as_dtype(self.dtype)?)
     }

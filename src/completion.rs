@@ -63,7 +63,9 @@ impl TextModel {
         progress: impl FnMut(u64, u64),
     ) -> Result<Self> {
         let dir = dir.as_ref();
-        // The small files first: what is wrong with them should not cost a long load.
+        // Asked first: a wrong path should not be reported as a missing tokenizer.json.
+        std::fs::read_dir(dir).map_err(Error::io("open the model folder", dir))?;
+        // Then the small files: what is wrong with them should not cost a long load.
         let tokenizer = Tokenizer::from_dir(dir)?;
         let template = ChatTemplate::from_dir(dir)?;
         let model = Model::load_with_progress(dir, options, progress)?;

@@ -309,7 +309,9 @@ impl<S: TokenSource> Generation<S> {
         let top = self.logprobs.map(|n| sampler::logprobs(logits, n)).transpose()?;
         let step = Step { sampled, top };
         let extra = step.top.iter().flat_map(|(ids, logprobs)| [ids, logprobs]);
-        transforms::async_eval([&step.sampled.token, &step.sampled.max_logit].into_iter().chain(extra))?;
+        transforms::async_eval(
+            [&step.sampled.token, &step.sampled.max_logit].into_iter().chain(extra),
+        )?;
         Ok(step)
     }
 
@@ -366,7 +368,8 @@ fn read(step: &Step, position: usize) -> Result<Token> {
     let id = step.sampled.read(position)?;
     let mut logprobs = Vec::new();
     if let Some((ids, values)) = &step.top {
-        let read = |e: &dyn std::fmt::Display| Error::Mlx { op: "logprobs", message: e.to_string() };
+        let read =
+            |e: &dyn std::fmt::Display| Error::Mlx { op: "logprobs", message: e.to_string() };
         let ids = ids.try_as_slice::<u32>().map_err(|e| read(&e))?;
         let values = values.try_as_slice::<f32>().map_err(|e| read(&e))?;
         let pair = |(&id, &logprob)| TokenLogprob { id, logprob };

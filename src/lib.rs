@@ -1,4 +1,29 @@
-//! GPT-OSS in-process on Apple's MLX: load a model folder, generate tokens, no Python.
+//! GPT-OSS in-process on Apple's MLX: no Python, no subprocess.
+//!
+//! ```
+//! use gpt_oss_mlx::chat::Message;
+//! use gpt_oss_mlx::{CompletionOptions, LoadOptions, TextModel};
+//!
+//! # fn main() -> gpt_oss_mlx::Result<()> {
+//! let model = TextModel::load("assets/gpt-oss-tiny", &LoadOptions::default())?;
+//! let prompt = model.chat_prompt(&[Message::new("user", "Explain Dangling References.")])?;
+//! for piece in model.complete(&prompt, &CompletionOptions::default())? {
+//!     print!("{}", piece?.text);
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! [`TextModel`] takes text and gives text. [`Model`] below it takes and gives token ids:
+//! [`Model::generate`] is an iterator of [`Token`]s over the [`TokenSource`] trait, and
+//! [`Model::forward`] one step of it. Everything that can go wrong is an [`Error`] that names what
+//! is wrong; [`Error::hint`] says what to do.
+//!
+//! Data flows one way through the modules: [`config`] and [`checkpoint`] read a folder's files,
+//! [`weights`] maps tensors to parameters, the model turns token ids into logits, [`sampler`] turns
+//! logits into a token, [`tokenizer`], [`chat`] and [`stop`] turn tokens into text and back.
+
+#![cfg_attr(doctest, doc = include_str!("../README.md"))]
 #![deny(missing_docs, unsafe_code, unreachable_pub)]
 #![deny(
     clippy::unwrap_used,

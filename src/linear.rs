@@ -27,6 +27,9 @@ pub(crate) struct Linear {
     pub(crate) weight: Weight,
     /// [out].
     pub(crate) bias: Option<Array>,
+    /// Rows from which a packed weight is unpacked for one plain product. MLX's CPU kernel unpacks
+    /// it again for each row; its GPU kernels do not, so there this is never reached.
+    pub(crate) unpack_from: usize,
 }
 
 impl Linear {
@@ -35,7 +38,14 @@ impl Linear {
         let y = match &self.weight {
             Weight::Float(weight) => x.matmul(weight)?,
             Weight::Quantized { weight, scales, biases, params } => {
-                mlx::quantized_matmul(x, weight, scales, biases.as_ref(), *params)?
+                let (biases, width) = (biases.as_ref(), x.shape().last().copied().unwrap_or(1));
+                let width = usize::try_from(width).unwrap_or(1).max(1);
+                if x.size() / width >= self.unpack_from {
+                    let rows = mlx::dequantize(weight, scales, biases, *params, x.dtype())?;
+                    x.matmul(rows.transpose()?)?
+                } else {
+                    mlx::quantized_matmul(x, weight, scales, biases, *params)?
+                }
             }
         };
         match &self.bias {
@@ -49,7 +59,7 @@ impl Linear {
 #[derive(Debug)]
 pub(crate) struct ExpertLinear {
     pub(crate) weight: Weight,
-    /// [experts, out].
+    /// [experts, 1, out]: with the axis of the rows, so that a lookup fits the product.
     pub(crate) bias: Option<Array>,
 }
 
@@ -63,10 +73,7 @@ impl ExpertLinear {
             }
         };
         match &self.bias {
-            Some(bias) => {
-                let bias = bias.take_axis(indices.rhs, 0)?.expand_dims(-2)?; // [..., 1, out]
-                Ok(y.add(bias)?)
-            }
+            Some(bias) => Ok(y.add(bias.take_axis(indices.rhs, 0)?)?),
             None => Ok(y),
         }
     }

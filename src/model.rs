@@ -37,7 +37,9 @@ impl Default for LoadOptions {
 
 /// A GPT-OSS model with its weights. It holds no sequence: that is the [`Cache`]'s part.
 ///
-/// A `Model` may move to another thread, but MLX's work belongs to one thread at a time.
+/// A `Model` may move to another thread, and several may run in several threads at once. MLX gives
+/// each thread that runs one a worker of its own, which stays until the process ends: keep models
+/// in a few threads that live long.
 pub struct Model {
     config: Config,
     stop_ids: Vec<u32>,
@@ -118,8 +120,19 @@ impl Model {
         options: &LoadOptions,
         mut progress: impl FnMut(u64, u64),
     ) -> Result<Self> {
+        Self::load_as(dir.as_ref(), options, None, &mut progress)
+    }
+
+    /// Loads with activations of type `dtype`, or of the type that suits the device.
+    fn load_as(
+        dir: &Path,
+        options: &LoadOptions,
+        dtype: Option<Dtype>,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Self> {
         let started = Instant::now();
-        let dir = dir.as_ref();
+        // Asked first: a wrong path should not be reported as a missing config.json.
+        std::fs::read_dir(dir).map_err(Error::io("open the model folder", dir))?;
         let config = Config::from_dir(dir)?;
         let generation = GenerationConfig::from_dir(dir)?;
         if let Some(generation) = &generation {
@@ -135,9 +148,9 @@ impl Model {
         let mut model = device.run(|| {
             let on_gpu = device.is_gpu();
             // MLX's CPU kernels add up in the activations' type: f32 is both exact and fast there.
-            let dtype = if on_gpu { activation_dtype(&plan) } else { Dtype::Float32 };
-            let loader =
-                Loader::new(checkpoint, dtype, on_gpu, options.fuse_gate_up, &mut progress);
+            let suited = if on_gpu { activation_dtype(&plan) } else { Dtype::Float32 };
+            let dtype = dtype.unwrap_or(suited);
+            let loader = Loader::new(checkpoint, dtype, on_gpu, options.fuse_gate_up, progress);
             Self::build(dir, config, stop_ids, &plan, device, dtype, loader)
         })?;
         model.load_time = started.elapsed();
@@ -153,7 +166,7 @@ impl Model {
         dtype: Dtype,
         mut loader: Loader<'_>,
     ) -> Result<Self> {
-        let shape = AttentionShape::new(&config)?;
+        let shape = AttentionShape::new(&config, device.is_gpu())?;
         let embed_tokens = loader.embedding(&plan.embed_tokens)?;
         let layers = plan
             .layers
@@ -172,13 +185,16 @@ impl Model {
                 Self::layer(&config, layer, attention, &mut loader)
             })
             .collect::<Result<_>>()?;
+        let norm = norm(&config, &plan.norm, &mut loader)?;
+        let lm_head = plan.lm_head.as_ref().map(|head| loader.linear(head)).transpose()?;
+        loader.finish()?;
         Ok(Self {
             rope: Rope::new(&config)?,
             moe: MoeShared::new(&config, dtype, device.is_gpu())?,
             embed_tokens,
             layers,
-            norm: norm(&config, &plan.norm, &mut loader)?,
-            lm_head: plan.lm_head.as_ref().map(|head| loader.linear(head)).transpose()?,
+            norm,
+            lm_head,
             dir: dir.into(),
             config,
             stop_ids,
@@ -256,8 +272,12 @@ impl Model {
         prompt: &[u32],
         options: &GenerateOptions,
     ) -> Result<Generation<Decoder<'_>>> {
-        let decoder = Decoder { model: self, cache: self.new_cache() };
-        Generation::new(decoder, prompt, options)
+        Generation::new(self.decoder(), prompt, options)
+    }
+
+    /// This model with an empty cache, for a loop of one's own.
+    pub fn decoder(&self) -> Decoder<'_> {
+        Decoder { model: self, cache: self.new_cache() }
     }
 
     /// Token ids as an array [1, length], each below the vocabulary's size: a lookup outside it
@@ -375,5 +395,63 @@ impl Decoder<'_> {
             };
             Ok(model.head(&last)?.reshape(&[-1])?)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DIR: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/gpt-oss-tiny");
+
+    /// A constant of another type anywhere would turn the whole residual stream into that type,
+    /// and decoding on a GPU would take several times as long.
+    #[test]
+    fn the_residual_stream_keeps_its_type_at_every_layer() {
+        for dtype in [Dtype::Float32, Dtype::Bfloat16, Dtype::Float16] {
+            let model = Model::load_as(
+                Path::new(DIR),
+                &LoadOptions::default(),
+                Some(dtype),
+                &mut |_, _| (),
+            )
+            .unwrap();
+            // One token, a few, and enough for experts sorted by number and a mask.
+            for length in [1u32, 9, 100] {
+                let mut cache = model.new_cache();
+                let mut masks = SlidingMasks::new(dtype);
+                let ids = model.checked(&(0..length).collect::<Vec<_>>()).unwrap();
+                let mut x = model.embed_tokens.forward(&ids).unwrap();
+                for (layer, cache) in model.layers.iter().zip(&mut cache.layers) {
+                    assert_eq!(x.dtype(), dtype);
+                    x = layer.forward(&x, &model, 0, &mut masks, cache).unwrap();
+                }
+                assert_eq!(x.dtype(), dtype);
+                let logits = model.head(&model.norm.forward(&x).unwrap()).unwrap();
+                assert_eq!(logits.dtype(), dtype);
+                assert!(cache.arrays().all(|array| array.dtype() == dtype));
+            }
+        }
+    }
+
+    #[test]
+    fn the_memory_of_sliding_layers_does_not_grow() {
+        let model = Model::load(DIR, &LoadOptions::default()).unwrap();
+        let mut cache = model.new_cache();
+        let sliding = |cache: &Cache| -> usize {
+            let layers = cache.layers.iter();
+            let sliding = layers.filter(|layer| matches!(layer, LayerCache::Sliding(_)));
+            sliding
+                .flat_map(LayerCache::held)
+                .map(|(keys, values)| keys.nbytes() + values.nbytes())
+                .sum()
+        };
+        model.forward(&[1], &mut cache).unwrap().eval().unwrap();
+        let at_first = sliding(&cache);
+        assert!(at_first > 0);
+        for chunk in [1, 63, 64, 65, 300, 1, 1, 500] {
+            model.forward(&vec![7; chunk], &mut cache).unwrap().eval().unwrap();
+            assert_eq!(sliding(&cache), at_first, "after {} tokens", cache.len());
+        }
     }
 }

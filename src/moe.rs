@@ -89,13 +89,12 @@ impl SwiGlu {
     /// For activations of type `dtype`; `compile` fuses it into one kernel.
     pub(crate) fn new(limit: f32, dtype: Dtype, compile: bool) -> Result<Self> {
         let constant = |value: f32| Array::from_f32(value).as_dtype(dtype);
+        let constants =
+            [constant(limit)?, constant(-limit)?, constant(SWIGLU_ALPHA)?, constant(1.0)?];
+        // Lazy, they would belong to the thread that loads the model.
+        mlx_rs::transforms::eval(&constants)?;
         Ok(Self {
-            constants: [
-                constant(limit)?,
-                constant(-limit)?,
-                constant(SWIGLU_ALPHA)?,
-                constant(1.0)?,
-            ],
+            constants,
             compiled: compile.then(Compiled::new).transpose()?,
         })
     }
@@ -132,9 +131,8 @@ pub(crate) struct MoeShared {
 
 impl MoeShared {
     pub(crate) fn new(config: &Config, dtype: Dtype, compile: bool) -> Result<Self> {
-        let size = |field, n: usize| {
-            i32::try_from(n).map_err(|_| Error::argument(field, "too large"))
-        };
+        let size =
+            |field, n: usize| i32::try_from(n).map_err(|_| Error::argument(field, "too large"));
         let top_k = size("num_experts_per_tok", config.num_experts_per_tok)?;
         let rows: Vec<u32> = (0..top_k.unsigned_abs()).collect();
         Ok(Self {
@@ -153,12 +151,13 @@ impl Moe {
         let &[batch, length, hidden] = x.shape() else {
             return Err(Error::Mlx { op: "experts", message: format!("shape {:?}", x.shape()) });
         };
-        let tokens = batch * length;
+        let tokens = batch.saturating_mul(length);
+        if tokens == 1 {
+            return self.one_token(x, shared);
+        }
         let x = x.reshape(&[tokens, hidden])?;
         let (experts, weights) = self.route(&x, shared)?; // both [tokens, top_k]
-        let outputs = if tokens == 1 {
-            self.one_token(&x, &experts, shared)?
-        } else if tokens.saturating_mul(shared.top_k) >= SORT_FROM {
+        let outputs = if tokens.saturating_mul(shared.top_k) >= SORT_FROM {
             self.sorted(&x, &experts, shared)?
         } else {
             self.unsorted(&x, &experts, shared)?
@@ -168,27 +167,30 @@ impl Moe {
     }
 
     /// Picks the top k experts of each token, in no order, and weighs them by a softmax over the
-    /// k. `x` [tokens, hidden] → experts u32 and weights, each [tokens, top_k].
+    /// k. `x` [..., hidden] → experts u32 and weights, each [..., top_k].
     fn route(&self, x: &Array, shared: &MoeShared) -> Result<(Array, Array)> {
-        let logits = self.router.forward(x)?; // [tokens, experts]
-        let &[tokens, _] = logits.shape() else {
-            return Err(Error::Mlx { op: "router", message: "shape".into() });
-        };
+        let logits = self.router.forward(x)?; // [..., experts]
         let first = shared.experts - shared.top_k;
         let order = ops::argpartition_axis(&logits, first, -1)?;
-        let experts = mlx::slice(&order, &[0, first], &[tokens, shared.experts])?;
+        let (mut start, stop) = (vec![0; order.ndim()], order.shape());
+        if let Some(start) = start.last_mut() {
+            *start = first;
+        }
+        let experts = mlx::slice(&order, &start, stop)?;
         let chosen = logits.take_along_axis(&experts, -1)?;
         Ok((experts, ops::softmax_axis(chosen, -1, true)?))
     }
 
-    fn one_token(&self, x: &Array, experts: &Array, shared: &MoeShared) -> Result<Array> {
+    /// Decoding: as few operations as there can be, since each costs host time at every layer.
+    /// [1, 1, hidden] → the same.
+    fn one_token(&self, x: &Array, shared: &MoeShared) -> Result<Array> {
+        let (experts, weights) = self.route(x, shared)?; // both [1, 1, top_k]
         let experts = experts.reshape(&[shared.top_k])?;
         let rows = |lhs| GatherIndices { lhs: Some(lhs), rhs: &experts, sorted: false };
-        let x = x.expand_dims(0)?; // [1, 1, hidden]
-        let (gate, up) = self.gate_up.forward(&x, &rows(&shared.same_row))?;
+        let (gate, up) = self.gate_up.forward(x, &rows(&shared.same_row))?;
         let inner = shared.swiglu.forward(&gate, &up)?; // [top_k, 1, width]
         let y = self.down_proj.forward(&inner, &rows(&shared.own_row))?; // [top_k, 1, hidden]
-        Ok(y.transpose_axes(&[1, 0, 2])?)
+        Ok(weights.matmul(y.transpose_axes(&[1, 0, 2])?)?)
     }
 
     fn unsorted(&self, x: &Array, experts: &Array, shared: &MoeShared) -> Result<Array> {

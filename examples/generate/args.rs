@@ -113,12 +113,14 @@ impl Args {
 
     /// The library's options.
     pub fn completion_options(&self, prompt: &Prompt) -> Result<CompletionOptions, Failure> {
-        let mut sampling = Sampling::default();
-        sampling.temperature = self.temperature;
-        sampling.top_p = self.top_p;
-        sampling.top_k = self.top_k;
-        sampling.min_p = self.min_p;
-        sampling.seed = self.seed.unwrap_or_else(|| RandomState::new().build_hasher().finish());
+        let sampling = Sampling {
+            temperature: self.temperature,
+            top_p: self.top_p,
+            top_k: self.top_k,
+            min_p: self.min_p,
+            seed: self.seed.unwrap_or_else(|| RandomState::new().build_hasher().finish()),
+            ..Sampling::default()
+        };
         sampling.validate()?;
         let mut generate = GenerateOptions::default();
         generate.max_tokens = self.max_tokens;

@@ -107,6 +107,7 @@ fn progress_bar(what: &'static str, count: &str) -> ProgressBar {
         false => ProgressDrawTarget::hidden(),
     };
     let template = format!("{{msg}} [{{bar:30}}] {count}");
-    let style = ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    let style =
+        ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar());
     ProgressBar::with_draw_target(None, target).with_style(style).with_message(what)
 }

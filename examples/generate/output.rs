@@ -8,6 +8,13 @@ use serde::Serialize;
 
 use crate::args::Args;
 
+/// Prints a line to stderr. Unlike `eprintln!` it does not panic when nobody reads there.
+macro_rules! say {
+    ($($message:tt)*) => {{
+        let _ = writeln!(io::stderr(), $($message)*);
+    }};
+}
+
 /// What `--json` prints.
 #[derive(Debug, Serialize)]
 struct Answer<'a> {
@@ -94,13 +101,13 @@ impl<'a> Report<'a> {
         }
         stdout.flush()?;
         if self.text.is_empty() && finish_reason == FinishReason::Length {
-            eprintln!("no answer yet after {} tokens: raise --max-tokens", self.tokens.len());
+            say!("no answer yet after {} tokens: raise --max-tokens", self.tokens.len());
         }
         if stats {
-            eprintln!("{line}");
+            say!("{line}");
         }
         if self.args.stats {
-            eprintln!("{}", self.details(&timings));
+            say!("{}", self.details(&timings));
         }
         Ok(())
     }
@@ -115,7 +122,7 @@ impl<'a> Report<'a> {
         for (id, top) in self.tokens.iter().zip(&self.logprobs) {
             if !top.is_empty() {
                 let top = top.iter().map(|t| format!("{} {:.4}", t.id, t.logprob));
-                eprintln!("{id}: {}", top.collect::<Vec<_>>().join(", "));
+                say!("{id}: {}", top.collect::<Vec<_>>().join(", "));
             }
         }
     }
@@ -163,14 +170,18 @@ impl Figures {
 
 /// The error, what caused it, and what to do next.
 pub fn print_failure(failure: &(dyn std::error::Error + 'static)) {
-    eprint!("error: {failure}");
-    let mut cause = failure.source();
+    // The library's errors and those of the prompt name their file; what is left is stdout.
+    let mut message = match failure.is::<io::Error>() {
+        true => format!("cannot write the answer to stdout: {failure}"),
+        false => failure.to_string(),
+    };
+    let mut cause = failure.source().filter(|_| !failure.is::<io::Error>());
     while let Some(error) = cause {
-        eprint!(": {error}");
+        message.push_str(&format!(": {error}"));
         cause = error.source();
     }
-    eprintln!();
+    say!("error: {message}");
     if let Some(error) = failure.downcast_ref::<Error>() {
-        eprintln!("hint: {}", error.hint());
+        say!("hint: {}", error.hint());
     }
 }

@@ -69,17 +69,19 @@ impl Cache {
 
     /// All arrays held; evaluating them ends the graph that made them.
     pub(crate) fn arrays(&self) -> impl Iterator<Item = &Array> {
-        self.layers.iter().flat_map(|layer| {
-            let held = match layer {
-                LayerCache::Full(cache) => cache.held(),
-                LayerCache::Sliding(cache) => cache.held(),
-            };
-            held.into_iter().flat_map(|(keys, values)| [keys, values])
-        })
+        self.layers.iter().filter_map(LayerCache::held).flat_map(|(keys, values)| [keys, values])
     }
 }
 
 impl LayerCache {
+    /// The memory for keys and values; None before the first token.
+    pub(crate) fn held(&self) -> Option<(&Array, &Array)> {
+        match self {
+            Self::Full(cache) => cache.held(),
+            Self::Sliding(cache) => cache.held(),
+        }
+    }
+
     /// Appends the keys and values of `length` new tokens and returns those that the new tokens'
     /// queries may see, oldest first, the new ones last.
     pub(crate) fn update(&mut self, keys: Array, values: Array) -> Result<KeysValues> {

@@ -10,22 +10,25 @@
 use std::fmt::{self, Write};
 use std::io;
 
-use minijinja::value::{Rest, Value, ValueKind};
+use minijinja::value::{Rest, Value, ValueKind, ValueOrKwargs};
 use minijinja::{Environment, Error, ErrorKind, State, filters};
 use minijinja_contrib::pycompat;
 
 use super::guard;
 
 /// Bytes of text that one rendering may make, intermediate texts included.
-const BUDGET: usize = 256 << 20;
+const BUDGET: usize = 64 << 20;
 /// Bytes of a finished prompt. A full context of 131,072 tokens has well under 1 MB.
-const OUTPUT_LIMIT: usize = 32 << 20;
+const OUTPUT_LIMIT: usize = 16 << 20;
 /// Steps of one rendering. OpenAI's template takes about 60 for a message.
 const FUEL: u64 = 5_000_000;
 /// Bytes that the template's own text between tags may add up to over all steps.
-const RAW_BUDGET: usize = 1 << 30;
+const RAW_BUDGET: usize = 256 << 20;
 /// Largest width of padding and indentation, and largest factor of a repetition.
 const WIDTH_LIMIT: usize = 4096;
+
+/// What an element of a sequence counts for.
+const ELEMENT: usize = 32;
 
 /// What is left of one rendering's budget.
 struct Budget(usize);
@@ -67,6 +70,9 @@ pub(super) fn install(environment: &mut Environment<'static>) {
         ("split", Value::from_function(filters::split)),
         ("lines", Value::from_function(filters::lines)),
         ("reverse", Value::from_function(filters::reverse)),
+        ("list", Value::from_function(filters::list)),
+        ("sort", Value::from_function(filters::sort)),
+        ("unique", Value::from_function(filters::unique)),
     ] {
         checked(environment, name, filter, |state, args| match args.first() {
             Some(value) => text_length(value, remaining(state)).map(drop),
@@ -74,7 +80,7 @@ pub(super) fn install(environment: &mut Environment<'static>) {
         });
     }
     checked(environment, "join", Value::from_function(filters::join), |state, args| {
-        joined(state, args.first(), args.get(1).filter(|v| !v.is_kwargs()))
+        joined(state, args.first(), args.get(1))
     });
     checked(
         environment,
@@ -85,13 +91,6 @@ pub(super) fn install(environment: &mut Environment<'static>) {
             None => Ok(()),
         },
     );
-    checked(environment, "indent", Value::from_function(filters::indent), |state, args| {
-        let Some(value) = args.first() else { return Ok(()) };
-        let length = text_length(value, remaining(state))?;
-        let asked = args.get(1..).unwrap_or_default().iter().find_map(number);
-        let lines = value.as_str().map_or(length, |text| text.matches('\n').count());
-        fits(state, lines.saturating_mul(width(asked.unwrap_or(WIDTH_LIMIT))?))
-    });
     checked(environment, "format", Value::from_function(filters::format), |_, args| {
         match args.split_first() {
             Some((value, args)) => formatted(value, args),
@@ -143,7 +142,8 @@ fn checked(
     filter: Value,
     before: impl Fn(&mut State, &[Value]) -> Result<(), Error> + Send + Sync + 'static,
 ) {
-    environment.add_filter(name, move |state: &mut State, args: Rest<Value>| {
+    environment.add_filter(name, move |state: &mut State, args: Rest<ValueOrKwargs>| {
+        let args = args.into_values();
         before(state, &args)?;
         let made = filter.call(state, &args)?;
         charge_made(state, made)
@@ -180,11 +180,13 @@ fn fits(state: &State, bytes: usize) -> Result<(), Error> {
     if bytes <= remaining(state) { Ok(()) } else { Err(too_large()) }
 }
 
-/// Charges for a value just made: a text by its bytes, a sequence by its elements.
+/// Charges for a value that is made or copied: a text by its bytes, a sequence by its elements.
 fn charge_made(state: &mut State, value: Value) -> Result<Value, Error> {
     match value.kind() {
         ValueKind::String => charge(state, value.as_str().map_or(0, str::len))?,
-        ValueKind::Seq | ValueKind::Iterable => charge(state, value.len().unwrap_or(0))?,
+        ValueKind::Seq | ValueKind::Iterable => {
+            charge(state, value.len().unwrap_or(0).saturating_mul(ELEMENT))?;
+        }
         _ => {}
     }
     Ok(value)

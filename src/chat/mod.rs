@@ -5,6 +5,7 @@
 //! writes a conversation in that format, [`channels`] takes the model's answer apart.
 
 pub mod channels;
+mod filters;
 mod guard;
 mod json;
 mod limits;

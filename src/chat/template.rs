@@ -4,6 +4,11 @@
 //! `strftime_now`, a `tojson` that is Python's `json.dumps`, and Python's methods on strings and
 //! mappings. They come with the model, from whoever published it, so their work and memory are
 //! limited (see `limits`) and they reach nothing but the conversation.
+//!
+//! Known differences from Jinja: a mapping's methods are found by call only, so that
+//! `schema["items"]` of a schema without items is undefined and not a method; a macro's default
+//! argument cannot name an earlier argument; there is no sign `+`; and floats print their exponent
+//! as Rust does outside of `tojson`.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -18,7 +23,7 @@ use minijinja::{Environment, ErrorKind};
 use serde_json::Map;
 
 use super::protect::Protection;
-use super::{Message, guard, json, limits};
+use super::{Message, filters, guard, json, limits};
 use crate::error::{Error, Result};
 use crate::tokenizer::{Tokenizer, read_text};
 
@@ -136,6 +141,7 @@ impl ChatTemplate {
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
         environment.add_filter("tojson", json::tojson);
         environment.add_function("raise_exception", raise_exception);
+        filters::install(&mut environment);
         limits::install(&mut environment);
         let mut template = Self {
             environment,

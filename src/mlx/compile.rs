@@ -156,6 +156,25 @@ mod tests {
     }
 
     #[test]
+    fn a_compiled_function_moves_to_another_thread() {
+        let a = [2.0f32];
+        let run = |sum: &Compiled<Sum>| {
+            let a = Array::from_slice(&a, &[1]);
+            assert_eq!(sum.call(&[&a, &a]).unwrap()[0].as_slice::<f32>(), [4.0]);
+        };
+        let sum = std::thread::spawn(|| Compiled::<Sum>::new().unwrap()).join().unwrap();
+        run(&sum);
+        let sum = std::thread::scope(|scope| {
+            let moved = scope.spawn(move || {
+                run(&sum);
+                sum
+            });
+            moved.join().unwrap()
+        });
+        run(&sum);
+    }
+
+    #[test]
     fn an_error_inside_comes_back_as_an_error() {
         let failing = Compiled::<Failing>::new().unwrap();
         assert!(failing.call(&[&Array::from_int(1)]).is_err());

@@ -25,9 +25,7 @@ fn invalid(op: &'static str, message: impl Into<String>) -> Error {
 
 /// Bytes of an array of this shape and type.
 fn byte_len(shape: &[i32], dtype: Dtype) -> Option<usize> {
-    shape
-        .iter()
-        .try_fold(item_size(dtype), |n, &dim| n.checked_mul(usize::try_from(dim).ok()?))
+    shape.iter().try_fold(item_size(dtype), |n, &dim| n.checked_mul(usize::try_from(dim).ok()?))
 }
 
 /// Bytes of one element.

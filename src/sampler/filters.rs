@@ -9,9 +9,9 @@ use crate::error::Result;
 
 /// What of the distribution is left.
 pub(super) struct Candidates {
-    /// u32 [n] when the tokens are ranked, else the place is the id.
+    /// u32 `[n]` when the tokens are ranked, else the place is the id.
     pub(super) ids: Option<Array>,
-    /// f32 [n]
+    /// f32 `[n]`
     pub(super) logits: Array,
 }
 
@@ -20,7 +20,7 @@ pub(super) struct Candidates {
 const LEAST_TOP_P: f32 = 1e-30;
 
 impl Candidates {
-    /// All tokens in the order of their ids. `logits`: f32 [vocab].
+    /// All tokens in the order of their ids. `logits`: f32 `[vocab]`.
     pub(super) fn all(logits: Array) -> Self {
         Self { ids: None, logits }
     }
@@ -55,7 +55,7 @@ impl Candidates {
     }
 
     /// Of the tokens more probable than `threshold` (among what is left) leaves the least probable
-    /// and those that may not be removed. `removable`: bool [vocab], by id.
+    /// and those that may not be removed. `removable`: bool `[vocab]`, by id.
     pub(super) fn xtc(&mut self, threshold: f32, removable: Option<&Array>) -> Result<()> {
         let probabilities = ops::softmax_axis(&self.logits, 0, true)?;
         let top = probabilities.gt(scalar(threshold))?;

@@ -6,8 +6,8 @@ use crate::error::{Error, Result};
 use crate::mlx::slice;
 
 /// The `top_n` most probable tokens by the model's own distribution, before any sampler: ids
-/// (u32 [n], the lower one first among equals) and natural logarithms of their probabilities
-/// (f32 [n]). `logits` are those of one position, any float type, any shape. n is `top_n` or the
+/// (u32 `[n]`, the lower one first among equals) and natural logarithms of their probabilities
+/// (f32 `[n]`). `logits` are those of one position, any float type, any shape. n is `top_n` or the
 /// vocabulary's size, whichever is less. Lazy, like [`Sampler::sample`](super::Sampler::sample).
 ///
 /// # Errors

@@ -41,9 +41,9 @@ pub struct Sampler {
     /// Logits in a row; also their number as MLX counts.
     vocab_size: usize,
     width: i32,
-    /// f32 [vocab]
+    /// f32 `[vocab]`
     bias: Option<Array>,
-    /// bool [vocab]: tokens that XTC may remove.
+    /// bool `[vocab]`: tokens that XTC may remove.
     removable: Option<Array>,
     penalties: Option<Penalties>,
     step: u64,
@@ -52,7 +52,7 @@ pub struct Sampler {
 /// A token that was chosen, not necessarily computed yet.
 #[derive(Debug, Clone)]
 pub struct Sampled {
-    /// u32 [1]; always a valid id, also when `max_logit` says that it means nothing.
+    /// u32 `[1]`; always a valid id, also when `max_logit` says that it means nothing.
     pub token: Array,
     /// f32 scalar: the greatest logit after biases and penalties. Not finite when there was
     /// nothing to choose; see [`Sampled::read`].
@@ -124,7 +124,7 @@ impl Sampler {
         }
     }
 
-    /// Chooses the next token from the logits of one position: any float type, [vocab] or with
+    /// Chooses the next token from the logits of one position: any float type, `[vocab]` or with
     /// leading dimensions of 1.
     ///
     /// # Errors
@@ -146,7 +146,7 @@ impl Sampler {
     }
 
     /// The tokens from which the next [`sample`](Self::sample) of these logits draws when the
-    /// temperature is above 0, and in which proportions: ids (u32 [n]) and logits (f32 [n]),
+    /// temperature is above 0, and in which proportions: ids (u32 `[n]`) and logits (f32 `[n]`),
     /// divided by the temperature, with -∞ for the tokens that are ruled out. In any order.
     ///
     /// # Errors
@@ -165,7 +165,7 @@ impl Sampler {
         Ok((ids, logits))
     }
 
-    /// Biases and penalties: any float [.., vocab] → f32 [vocab].
+    /// Biases and penalties: any float `[.., vocab]` → f32 `[vocab]`.
     fn process(&self, logits: &Array) -> Result<Array> {
         if logits.size() != self.vocab_size {
             let reason = format!("{:?} is not one row of {}", logits.shape(), self.vocab_size);
@@ -212,7 +212,7 @@ impl Sampler {
         Ok(candidates)
     }
 
-    /// One draw from the filtered distribution, u32 [1]. The greatest of the logits with Gumbel
+    /// One draw from the filtered distribution, u32 `[1]`. The greatest of the logits with Gumbel
     /// noise added is distributed like a draw from their softmax.
     fn draw(&self, logits: Array, max_logit: &Array) -> Result<Array> {
         let Candidates { ids, logits } = self.filter(logits, max_logit)?;

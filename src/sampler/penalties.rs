@@ -19,7 +19,7 @@ pub(super) struct Penalties {
     context: usize,
     /// The tokens counted, oldest first; empty when all count, as none is ever taken back.
     recent: VecDeque<Token>,
-    /// f32 [vocab]: how often each token is among the last ones. Whole numbers, exact up to 2^24.
+    /// f32 `[vocab]`: how often each token is among the last ones. Whole numbers, exact up to 2^24.
     counts: Array,
 }
 
@@ -28,7 +28,7 @@ pub(super) struct Penalties {
 enum Token {
     /// Of the prompt.
     Known(u32),
-    /// Sampled, u32 [1].
+    /// Sampled, u32 `[1]`.
     OnDevice(Array),
 }
 
@@ -66,7 +66,7 @@ impl Penalties {
         sampled.iter().try_for_each(|token| self.count(token, -1.0))
     }
 
-    /// Counts a token that was just sampled, u32 [1].
+    /// Counts a token that was just sampled, u32 `[1]`.
     pub(super) fn push(&mut self, token: &Array) -> Result<()> {
         self.count(token, 1.0)?;
         match self.shift(Token::OnDevice(token.clone())) {
@@ -91,7 +91,7 @@ impl Penalties {
         Ok(())
     }
 
-    /// `logits`, f32 [vocab], after the penalties.
+    /// `logits`, f32 `[vocab]`, after the penalties.
     pub(super) fn apply(&self, mut logits: Array) -> Result<Array> {
         let seen = self.counts.gt(Array::from_f32(0.0))?;
         if self.repetition != 1.0 {

@@ -34,7 +34,7 @@ pub(super) fn coin(seed: u64, step: u64, probability: f32) -> bool {
     uniform < f64::from(probability)
 }
 
-/// Gumbel noise for the draw at this step, f32 [len].
+/// Gumbel noise for the draw at this step, f32 `[len]`.
 pub(super) fn gumbel(seed: u64, step: u64, len: i32) -> Result<Array> {
     /// Half of the least number above 0 that MLX's uniform gives: keeps the noise finite.
     const LEAST: f32 = 1.0 / (1u64 << 33) as f32;

@@ -14,17 +14,23 @@ use crate::linear::{Embedding, ExpertLinear, Linear, Weight};
 use crate::mlx;
 use crate::moe::GateUp;
 
+/// Rows from which unpacking a weight costs less on the CPU than what it saves.
+const CPU_UNPACK_FROM: usize = 32;
+
 /// Reads parameters from a checkpoint, and lets go of each file after its last tensor.
 pub(crate) struct Loader<'a> {
     checkpoint: Checkpoint,
     /// Type of all floats once loaded.
     dtype: Dtype,
+    on_gpu: bool,
     /// Use the mapped file itself where nothing has to be cast or joined.
     wrap: bool,
     /// Join split gate and up projections.
     fuse_gate_up: bool,
     /// Tensors not read yet, for each file.
     unread: Vec<usize>,
+    /// Views that are still lazy, for [`Loader::finish`].
+    views: Vec<Array>,
     read_bytes: u64,
     progress: &'a mut dyn FnMut(u64, u64),
 }
@@ -45,7 +51,24 @@ impl<'a> Loader<'a> {
             }
         }
         let wrap = on_gpu && mlx::wraps_maps();
-        Self { checkpoint, dtype, wrap, fuse_gate_up, unread, read_bytes: 0, progress }
+        let views = Vec::new();
+        Self {
+            checkpoint,
+            dtype,
+            on_gpu,
+            wrap,
+            fuse_gate_up,
+            unread,
+            views,
+            read_bytes: 0,
+            progress,
+        }
+    }
+
+    /// Evaluates what is still lazy, all at once: nothing is computed, but a lazy array belongs to
+    /// the thread that made it, and a loaded model may move to another one.
+    pub(crate) fn finish(self) -> Result<()> {
+        Ok(mlx_rs::transforms::eval(&self.views)?)
     }
 
     /// A float tensor of the given shape, in the activations' type.
@@ -88,14 +111,17 @@ impl<'a> Loader<'a> {
 
     fn joined(&mut self, parts: &[&LinearPlan]) -> Result<Linear> {
         let weight = for_products(self.packed_or_rows(parts)?)?;
-        Ok(Linear { weight, bias: self.bias(parts)? })
+        let unpack_from = if self.on_gpu { usize::MAX } else { CPU_UNPACK_FROM };
+        Ok(Linear { weight, bias: self.bias(parts)?, unpack_from })
     }
 
     fn joined_experts(&mut self, parts: &[&LinearPlan]) -> Result<ExpertLinear> {
         let weight = self.packed_or_rows(parts)?;
         let in_columns = parts.iter().all(|part| part.form == WeightForm::Columns);
         let weight = if in_columns { weight } else { for_products(weight)? };
-        Ok(ExpertLinear { weight, bias: self.bias(parts)? })
+        let bias = self.bias(parts)?.map(|bias| bias.expand_dims(1)).transpose()?;
+        self.views.extend(bias.clone());
+        Ok(ExpertLinear { weight, bias })
     }
 
     /// The numbers of one weight, or of several stored alike joined along their outputs; floats in
@@ -189,11 +215,15 @@ impl<'a> Loader<'a> {
         let array = match names {
             [name] if self.wrap => {
                 let (map, range) = self.checkpoint.map(name).ok_or_else(|| unread(name))?;
-                mlx::array_from_map(&Arc::clone(&map), range, &shape, dtype)?
+                let view = mlx::array_from_map(&Arc::clone(&map), range, &shape, dtype)?;
+                self.views.push(view.clone());
+                view
             }
             _ => {
-                let tensors =
-                    names.iter().map(|name| self.checkpoint.data(name)).collect::<Result<Vec<_>>>()?;
+                let tensors = names
+                    .iter()
+                    .map(|name| self.checkpoint.data(name))
+                    .collect::<Result<Vec<_>>>()?;
                 let mut parts = Vec::with_capacity(tensors.len() * blocks);
                 for block in 0..blocks {
                     for tensor in &tensors {

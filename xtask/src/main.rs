@@ -98,5 +98,18 @@ fn generate(xtask: &Path, mlx_c: &Path) -> Result<String, String> {
         builder = builder.header(header.to_string_lossy());
     }
     let bindings = builder.generate().map_err(|error| format!("bindgen: {error}"))?;
-    Ok(bindings.to_string())
+    fit_mlx_rs(bindings.to_string())
+}
+
+/// mlx-rs passes `mlx_pad` a `*const i8`. That is `c_char` everywhere but on
+/// Linux on Arm, where a char has no sign, and mlx-rs would not compile.
+fn fit_mlx_rs(text: String) -> Result<String, String> {
+    let parameter = "mode: *const ::std::os::raw::c_char";
+    let (before, after) = text.split_once("pub fn mlx_pad(").ok_or("mlx-c has no mlx_pad")?;
+    let (arguments, rest) = after.split_once(';').ok_or("mlx_pad has no end")?;
+    if !arguments.contains(parameter) {
+        return Err(format!("mlx_pad has no `{parameter}`"));
+    }
+    let arguments = arguments.replace(parameter, "mode: *const i8");
+    Ok(format!("{before}pub fn mlx_pad({arguments};{rest}"))
 }

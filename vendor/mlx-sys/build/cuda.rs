@@ -55,7 +55,7 @@ impl Search {
 
     /// The folders that libmlxc must name for `libmlx.so` to find its
     /// libraries, with a warning for what is nowhere: a machine that only
-    /// compiles does without.
+    /// compiles, and links with lld, does without.
     pub fn rpath(&self, cuda: Cuda) -> Vec<String> {
         let mut rpath = Vec::new();
         let mut missing = Vec::new();
@@ -78,7 +78,7 @@ impl Search {
             };
             println!(
                 "cargo::warning=MLX's CUDA {major} build needs {}, which the library folders do \
-                 not have. Before running, install NVIDIA's driver, CUDA {major}, cuDNN 9 and NCCL \
+                 not have. Before running (or linking with GNU ld), install NVIDIA's driver, CUDA {major}, cuDNN 9 and NCCL \
                  2, or build with MLX_CUDA_LIBRARY_PATH set to the folders that hold them (the \
                  folder `nvidia` of Python's site-packages will do); MLX_CUDA=12 or 13 chooses the \
                  version.",

@@ -35,7 +35,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// What all steps share.
+/// What all providers share.
 struct Build {
     repository: PathBuf,
     out: PathBuf,
@@ -44,6 +44,8 @@ struct Build {
     mlx_c: PathBuf,
     /// mlx-c is the pinned one, so what is made of it may be shared.
     mlx_c_is_pinned: bool,
+    /// libmlxc is to be shipped: no binary may name it by its full path.
+    relocatable: bool,
 }
 
 /// What the Rust side needs to know.
@@ -100,7 +102,15 @@ fn build() -> Result<(), String> {
     };
     let out = PathBuf::from(env::cargo("OUT_DIR")?);
     let repository = repository.to_owned();
-    let build = Build { repository, out, cache: Cache::open()?, request, mlx_c, mlx_c_is_pinned };
+    let build = Build {
+        repository,
+        out,
+        cache: Cache::open()?,
+        request,
+        mlx_c,
+        mlx_c_is_pinned,
+        relocatable: env::flag("MLX_RELOCATABLE"),
+    };
     let product = match provider {
         Provider::Wheel => build.with_wheel(cuda_search.as_ref())?,
         Provider::Source => build.with_source()?,
@@ -136,7 +146,7 @@ impl Build {
         }
         let (folder, installed) = mlx::from_wheel(&self.cache, wheel, self.request.target)?;
         mlx::check_mlx(&installed.include)?;
-        let relocatable = env::flag("MLX_RELOCATABLE");
+        let relocatable = self.relocatable;
         let mut rpath = if relocatable {
             vec![ship::rpath(self.request.target).to_owned()]
         } else {
@@ -193,7 +203,7 @@ impl Build {
         let folders = Folders {
             mlx_source: mlx_source.clone(),
             mlx_c: self.mlx_c.clone(),
-            home: Some(output.clone()),
+            home: (!self.relocatable).then(|| output.clone()),
             output: output.clone(),
             ..Folders::default()
         };
@@ -216,7 +226,7 @@ impl Build {
             mlx_library: Some(installed.library.clone()),
             mlx_include: Some(installed.include.clone()),
             mlx_c: self.mlx_c.clone(),
-            home: Some(output.clone()),
+            home: (!self.relocatable).then(|| output.clone()),
             output: output.clone(),
             rpath: vec![folder.display().to_string()],
             ..Folders::default()

@@ -187,7 +187,6 @@ impl Model {
             .collect::<Result<_>>()?;
         let norm = norm(&config, &plan.norm, &mut loader)?;
         let lm_head = plan.lm_head.as_ref().map(|head| loader.linear(head)).transpose()?;
-        loader.finish()?;
         Ok(Self {
             rope: Rope::new(&config)?,
             moe: MoeShared::new(&config, dtype, device.is_gpu())?,

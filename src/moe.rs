@@ -88,15 +88,15 @@ fn swiglu(gate: &Array, up: &Array, constants: [&Array; 4]) -> Result<Array> {
 impl SwiGlu {
     /// For activations of type `dtype`; `compile` fuses it into one kernel.
     pub(crate) fn new(limit: f32, dtype: Dtype, compile: bool) -> Result<Self> {
-        let constant = |value: f32| Array::from_f32(value).as_dtype(dtype);
+        // Computed here: a lazy array belongs to the thread that made it.
+        let constant = |value: f32| -> Result<Array> {
+            let constant = Array::from_f32(value).as_dtype(dtype)?;
+            constant.eval()?;
+            Ok(constant)
+        };
         let constants =
             [constant(limit)?, constant(-limit)?, constant(SWIGLU_ALPHA)?, constant(1.0)?];
-        // Lazy, they would belong to the thread that loads the model.
-        mlx_rs::transforms::eval(&constants)?;
-        Ok(Self {
-            constants,
-            compiled: compile.then(Compiled::new).transpose()?,
-        })
+        Ok(Self { constants, compiled: compile.then(Compiled::new).transpose()? })
     }
 
     /// Element by element, the shape of `gate` and `up`.

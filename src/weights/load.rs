@@ -1,8 +1,6 @@
 //! Carries a [`Plan`](super::plan::Plan) out: reads each tensor once, casts floats to the
 //! activations' type, and joins what is multiplied by the same input.
 
-use std::sync::Arc;
-
 use mlx_rs::{Array, Dtype, ops};
 use safetensors::Dtype as FileDtype;
 
@@ -29,8 +27,6 @@ pub(crate) struct Loader<'a> {
     fuse_gate_up: bool,
     /// Tensors not read yet, for each file.
     unread: Vec<usize>,
-    /// Views that are still lazy, for [`Loader::finish`].
-    views: Vec<Array>,
     read_bytes: u64,
     progress: &'a mut dyn FnMut(u64, u64),
 }
@@ -51,24 +47,7 @@ impl<'a> Loader<'a> {
             }
         }
         let wrap = on_gpu && mlx::wraps_maps();
-        let views = Vec::new();
-        Self {
-            checkpoint,
-            dtype,
-            on_gpu,
-            wrap,
-            fuse_gate_up,
-            unread,
-            views,
-            read_bytes: 0,
-            progress,
-        }
-    }
-
-    /// Evaluates what is still lazy, all at once: nothing is computed, but a lazy array belongs to
-    /// the thread that made it, and a loaded model may move to another one.
-    pub(crate) fn finish(self) -> Result<()> {
-        Ok(mlx_rs::transforms::eval(&self.views)?)
+        Self { checkpoint, dtype, on_gpu, wrap, fuse_gate_up, unread, read_bytes: 0, progress }
     }
 
     /// A float tensor of the given shape, in the activations' type.
@@ -119,8 +98,7 @@ impl<'a> Loader<'a> {
         let weight = self.packed_or_rows(parts)?;
         let in_columns = parts.iter().all(|part| part.form == WeightForm::Columns);
         let weight = if in_columns { weight } else { for_products(weight)? };
-        let bias = self.bias(parts)?.map(|bias| bias.expand_dims(1)).transpose()?;
-        self.views.extend(bias.clone());
+        let bias = self.bias(parts)?.map(|bias| evaluated(bias.expand_dims(1)?)).transpose()?;
         Ok(ExpertLinear { weight, bias })
     }
 
@@ -178,10 +156,7 @@ impl<'a> Loader<'a> {
         if !is_float || array.dtype() == self.dtype {
             return Ok(array);
         }
-        let array = array.as_dtype(self.dtype)?;
-        // Now, so that the file's own floats do not pile up behind lazy casts.
-        array.eval()?;
-        Ok(array)
+        evaluated(array.as_dtype(self.dtype)?)
     }
 
     fn read(&mut self, names: &[&str], shape: &[usize], blocks: usize) -> Result<Array> {
@@ -215,9 +190,7 @@ impl<'a> Loader<'a> {
         let array = match names {
             [name] if self.wrap => {
                 let (map, range) = self.checkpoint.map(name).ok_or_else(|| unread(name))?;
-                let view = mlx::array_from_map(&Arc::clone(&map), range, &shape, dtype)?;
-                self.views.push(view.clone());
-                view
+                evaluated(mlx::array_from_map(&map, range, &shape, dtype)?)?
             }
             _ => {
                 let tensors = names
@@ -259,6 +232,13 @@ impl<'a> Loader<'a> {
     }
 }
 
+/// Computes an array now. A lazy one would keep the file's own numbers alive, and could be computed
+/// by the loading thread only: MLX's streams belong to threads.
+fn evaluated(array: Array) -> Result<Array> {
+    array.eval()?;
+    Ok(array)
+}
+
 fn unread(name: &str) -> Error {
     Error::Mlx { op: "load", message: format!("{name} is not in the checkpoint") }
 }
@@ -279,11 +259,7 @@ fn blocks(plan: &LinearPlan) -> usize {
 /// Floats by rows, turned for products from the left. A view: nothing is copied.
 fn for_products(weight: Weight) -> Result<Weight> {
     Ok(match weight {
-        Weight::Float(rows) => {
-            let columns = ops::swap_axes(&rows, -1, -2)?;
-            columns.eval()?;
-            Weight::Float(columns)
-        }
+        Weight::Float(rows) => Weight::Float(evaluated(ops::swap_axes(&rows, -1, -2)?)?),
         packed => packed,
     })
 }

@@ -128,9 +128,11 @@ const REMEDIES: &[(&[&str], &str)] = &[
     ),
     (
         &["Failed to clone", "Could not resolve host", "error: downloading", "could not find git"],
-        "MLX from source is fetched with git, and its json and fmt libraries with it. Without \
-         that, put MLX's source tree into vendor/mlx and install the two (Debian and Ubuntu: apt \
-         install nlohmann-json3-dev libfmt-dev), or take MLX_PROVIDER=wheel.",
+        "MLX from source is fetched with git, and json, fmt and (on macOS) metal-cpp with it. \
+         Without a network, put MLX's source tree into vendor/mlx and install the others (Debian \
+         and Ubuntu: apt install nlohmann-json3-dev libfmt-dev) or name their source trees in \
+         MLX_CMAKE_ARGS as -DFETCHCONTENT_SOURCE_DIR_JSON=..., _FMT and _METAL_CPP; or take \
+         MLX_PROVIDER=wheel.",
     ),
     (
         &["unable to find utility \"metal\"", "cannot execute tool 'metal'", "Metal Toolchain"],

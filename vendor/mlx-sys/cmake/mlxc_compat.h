@@ -14,8 +14,11 @@ typedef unsigned short bfloat16_t;
 
 // libstdc++ has std::format from GCC 13 on. mlx-c formats numbers and strings
 // into error messages with plain `{}` fields, which is all that this does.
+// (libc++ had it long before it said so in __cpp_lib_format.)
 #include <version>
-#if !defined(__cpp_lib_format)
+#if !defined(__GLIBCXX__) || defined(__cpp_lib_format)
+#include <format>
+#else
 #include <sstream>
 #include <string>
 #include <string_view>

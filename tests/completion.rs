@@ -1,0 +1,255 @@
+//! From tokens to the text that is shown: channels, stop strings, half characters, early ends.
+//! The model is a script, the tokenizer the bundled one.
+
+mod common;
+
+use std::path::Path;
+
+use common::rng::Rng;
+use gpt_oss_mlx::{
+    CancelToken, Completion, CompletionOptions, Device, Error, FinishReason, Generation, Piece,
+    Result, TokenSource, Tokenizer, Visible,
+};
+use mlx_rs::Array;
+
+const DIR: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/gpt-oss-tiny");
+const VOCAB: usize = 2048;
+const ANSWER: &str = "<|channel|>analysis<|message|>The user asks about naïve cafés.<|end|>\
+                      <|start|>assistant<|channel|>final<|message|>A naïve café: 🦀👩‍👩‍👧 und 你好.<|return|>";
+const SHOWN: &str = "A naïve café: 🦀👩‍👩‍👧 und 你好.";
+
+/// A model that says what it is told.
+struct Script {
+    ids: Vec<u32>,
+    stop: Vec<u32>,
+    position: usize,
+    said: usize,
+    /// Cancels when it is asked for the token of this number.
+    cancel: Option<(usize, CancelToken)>,
+}
+
+impl Script {
+    fn next(&mut self) -> Result<Array> {
+        self.position += 1;
+        if let Some((at, cancel)) = &self.cancel
+            && *at == self.said
+        {
+            cancel.cancel();
+        }
+        let id = self.ids.get(self.said).ok_or(Error::ContextFull { tokens: 0, limit: 0 });
+        // The loop asks one token ahead: past the script's end it may ask, but not read.
+        let id =
+            id.or_else(|error| if self.said == self.ids.len() { Ok(&0) } else { Err(error) })?;
+        self.said += 1;
+        let mut logits = vec![0f32; VOCAB];
+        logits[*id as usize] = 9.0;
+        Ok(Array::from_slice(&logits, &[VOCAB as i32]))
+    }
+}
+
+impl TokenSource for Script {
+    fn vocab_size(&self) -> usize {
+        VOCAB
+    }
+    fn context_limit(&self) -> usize {
+        100_000
+    }
+    fn position(&self) -> usize {
+        self.position
+    }
+    fn stop_ids(&self) -> &[u32] {
+        &self.stop
+    }
+    fn device(&self) -> Device {
+        Device::Cpu
+    }
+    fn prefill(&mut self, _: &[u32]) -> Result<()> {
+        Ok(())
+    }
+    fn logits(&mut self, _: &[u32]) -> Result<Array> {
+        self.next()
+    }
+    fn step(&mut self, _: &Array) -> Result<Array> {
+        self.next()
+    }
+}
+
+fn tokenizer() -> Tokenizer {
+    Tokenizer::from_dir(Path::new(DIR)).unwrap()
+}
+
+fn options(visible: Visible, stop: &[&str]) -> CompletionOptions {
+    let mut options = CompletionOptions::default();
+    options.visible = visible;
+    options.stop = stop.iter().map(|&stop| stop.into()).collect();
+    options
+}
+
+/// What comes of a script, ended at the latest with its last token or when the token of the number
+/// `cancel` is asked for.
+fn run(
+    tokenizer: &Tokenizer,
+    ids: &[u32],
+    cancel: Option<usize>,
+    mut options: CompletionOptions,
+) -> (Vec<Piece>, FinishReason) {
+    let stop = ["<|return|>", "<|call|>"].map(|name| tokenizer.token_id(name).unwrap());
+    let token = CancelToken::default();
+    let cancel = cancel.map(|at| (at, token.clone()));
+    let script = Script { ids: ids.to_vec(), stop: stop.into(), position: 0, said: 0, cancel };
+    options.generate.max_tokens = ids.len();
+    options.generate.cancel = token;
+    let generation = Generation::new(script, &[1], &options.generate).unwrap();
+    let mut completion = Completion::new(generation, tokenizer, &options).unwrap();
+    let pieces = completion.by_ref().map(|piece| piece.unwrap()).collect();
+    assert!(completion.next().is_none(), "an ended completion stays ended");
+    (pieces, completion.finish_reason().unwrap())
+}
+
+fn joined(pieces: &[Piece]) -> String {
+    pieces.iter().map(|piece| piece.text.as_str()).collect()
+}
+
+fn said(pieces: &[Piece]) -> Vec<u32> {
+    pieces.iter().filter_map(|piece| piece.token.as_ref().map(|token| token.id)).collect()
+}
+
+#[test]
+fn the_answer_is_shown_and_nothing_else() {
+    let tokenizer = tokenizer();
+    let ids = tokenizer.encode(ANSWER, true).unwrap();
+    let (pieces, finish) = run(&tokenizer, &ids, None, options(Visible::Final, &[]));
+    assert_eq!((joined(&pieces).as_str(), finish), (SHOWN, FinishReason::Stop));
+    assert_eq!(said(&pieces), ids);
+}
+
+#[test]
+fn everything_is_shown_but_the_token_that_stops() {
+    let tokenizer = tokenizer();
+    let ids = tokenizer.encode(ANSWER, true).unwrap();
+    let (pieces, _) = run(&tokenizer, &ids, None, options(Visible::Everything, &[]));
+    assert_eq!(Some(joined(&pieces).as_str()), ANSWER.strip_suffix("<|return|>"));
+    let mut never = options(Visible::Everything, &[]);
+    never.generate.stop_ids = Some(vec![]);
+    let (pieces, finish) = run(&tokenizer, &ids, None, never);
+    assert_eq!((joined(&pieces).as_str(), finish), (ANSWER, FinishReason::Length));
+}
+
+#[test]
+fn pieces_add_up_to_the_text_of_all_tokens_and_are_never_half_a_character() {
+    let tokenizer = tokenizer();
+    let mut rng = Rng::new(11);
+    for length in (1..40).cycle().take(300) {
+        // Mostly single bytes, which make and break characters.
+        let ids: Vec<u32> = (0..length)
+            .map(|_| rng.below(if rng.below(4) == 0 { 2039 } else { 256 }) as u32)
+            .collect();
+        let (pieces, _) = run(&tokenizer, &ids, None, options(Visible::Everything, &[]));
+        assert_eq!(joined(&pieces), tokenizer.decode(&ids, false).unwrap(), "{ids:?}");
+    }
+    let ids = tokenizer.encode(SHOWN, false).unwrap();
+    assert!(ids.len() > SHOWN.chars().count() / 2 && ids.iter().any(|&id| id < 256));
+    let (pieces, _) = run(&tokenizer, &ids, None, options(Visible::Everything, &[]));
+    assert!(pieces.iter().all(|piece| !piece.text.contains('\u{fffd}')), "{pieces:?}");
+    assert!(pieces.iter().any(|piece| piece.text.is_empty()), "a character of several tokens");
+    let longest = pieces.iter().map(|piece| piece.text.len()).max();
+    assert!(longest < Some(SHOWN.len() / 2), "text comes as it is made");
+}
+
+#[test]
+fn every_part_of_the_answer_may_stop_it() {
+    let tokenizer = tokenizer();
+    let ids = tokenizer.encode(ANSWER, true).unwrap();
+    let borders: Vec<usize> = SHOWN.char_indices().map(|(at, _)| at).chain([SHOWN.len()]).collect();
+    for (i, &from) in borders.iter().enumerate() {
+        for &to in borders.iter().skip(i + 1).take(9) {
+            let stop = &SHOWN[from..to];
+            let (pieces, finish) =
+                run(&tokenizer, &ids, None, options(Visible::Final, &["?", stop]));
+            let shown = SHOWN.split(stop).next().unwrap();
+            assert_eq!((joined(&pieces).as_str(), finish), (shown, FinishReason::Stop), "{stop:?}");
+            assert!(said(&pieces).len() < ids.len() || SHOWN.ends_with(stop), "{stop:?}");
+        }
+    }
+}
+
+#[test]
+fn stop_strings_are_looked_for_in_what_is_shown_only() {
+    let tokenizer = tokenizer();
+    let ids = tokenizer.encode(ANSWER, true).unwrap();
+    for hidden in ["user", "analysis", "<|message|>", "cafés", "return"] {
+        let (pieces, _) = run(&tokenizer, &ids, None, options(Visible::Final, &[hidden]));
+        assert_eq!(joined(&pieces), SHOWN, "{hidden}");
+    }
+    // Where everything is shown, everything counts.
+    let (pieces, finish) =
+        run(&tokenizer, &ids, None, options(Visible::Everything, &["user asks"]));
+    let text = "<|channel|>analysis<|message|>The ";
+    assert_eq!((joined(&pieces).as_str(), finish), (text, FinishReason::Stop));
+}
+
+#[test]
+fn what_was_held_back_is_shown_once_when_it_ends() {
+    let tokenizer = tokenizer();
+    let ids = tokenizer.encode(ANSWER, true).unwrap();
+    // A stop string that the whole answer begins holds all of it back.
+    let stop = format!("{SHOWN} And more.");
+    let (pieces, finish) = run(&tokenizer, &ids, None, options(Visible::Final, &[&stop]));
+    assert_eq!((joined(&pieces).as_str(), finish), (SHOWN, FinishReason::Stop));
+    let shown: Vec<&Piece> = pieces.iter().filter(|piece| !piece.text.is_empty()).collect();
+    assert_eq!(shown.len(), 1, "with the last token: {shown:?}");
+
+    let mut held = 0;
+    for at in 0..ids.len() {
+        let (pieces, finish) = run(&tokenizer, &ids, Some(at), options(Visible::Final, &[&stop]));
+        assert_eq!(finish, FinishReason::Cancelled);
+        let tokens = said(&pieces);
+        assert!(tokens.len() <= at && ids.starts_with(&tokens));
+        let (without, _) = run(&tokenizer, &ids, Some(at), options(Visible::Final, &[]));
+        assert_eq!(joined(&pieces), joined(&without), "cancelled at {at}");
+        let late: Vec<&Piece> = pieces.iter().filter(|piece| piece.token.is_none()).collect();
+        assert!(late.len() <= 1 && late.iter().all(|piece| !piece.text.is_empty()), "{late:?}");
+        held += late.len();
+    }
+    assert!(held > 5, "{held}");
+}
+
+#[test]
+fn a_length_limit_gives_what_there_is() {
+    let tokenizer = tokenizer();
+    let ids = tokenizer.encode(ANSWER, true).unwrap();
+    for length in 1..ids.len() {
+        let (pieces, finish) = run(&tokenizer, &ids[..length], None, options(Visible::Final, &[]));
+        assert_eq!(finish, FinishReason::Length);
+        let text = joined(&pieces);
+        assert!(SHOWN.starts_with(text.trim_end_matches('\u{fffd}')), "{length}: {text}");
+        assert_eq!(said(&pieces), ids[..length]);
+    }
+}
+
+#[test]
+fn a_tool_call_ends_without_text() {
+    let tokenizer = tokenizer();
+    let call = "<|channel|>analysis<|message|>Let me look.<|end|><|start|>assistant<|channel|>\
+                commentary to=functions.get_weather <|constrain|>json<|message|>\
+                {\"location\":\"Paris\"}<|call|>";
+    let ids = tokenizer.encode(call, true).unwrap();
+    let (pieces, finish) = run(&tokenizer, &ids, None, options(Visible::Final, &["Paris"]));
+    assert_eq!((joined(&pieces).as_str(), finish), ("", FinishReason::Stop));
+    assert_eq!(said(&pieces), ids);
+}
+
+#[test]
+fn an_empty_stop_string_is_refused_and_an_error_ends_it_once() {
+    let tokenizer = tokenizer();
+    let script = || Script { ids: vec![1], stop: vec![], position: 0, said: 0, cancel: None };
+    let generation = || Generation::new(script(), &[1], &Default::default()).unwrap();
+    let refused = Completion::new(generation(), &tokenizer, &options(Visible::Final, &[""]));
+    assert!(matches!(refused, Err(Error::Argument { .. })), "{refused:?}");
+
+    let options = options(Visible::Everything, &[]);
+    let mut completion = Completion::new(generation(), &tokenizer, &options).unwrap();
+    assert!(completion.by_ref().any(|piece| piece.is_err()), "the script ends");
+    assert!(completion.next().is_none());
+    assert_eq!(completion.finish_reason(), None);
+}

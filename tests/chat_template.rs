@@ -258,6 +258,13 @@ fn hostile_templates_end_in_errors() {
         grow("{% set ns.l = [ns.l, ns.l] %}{% if i > 40 %}{{ ns.l in 'x' }}{% endif %}"),
         grow("{% set ns.l = [ns.l, ns.l] %}{% if i > 40 %}{{ ns.l|upper }}{% endif %}"),
         "{% macro d(s, n) %}{% if n %}{{ d(s, n - 1) }}{{ d(s, n - 1) }}{% else %}{{ s }}{% endif %}{% endmacro %}{{ d('x' * 99, 25) }}".into(),
+        // Nested values, taken apart by recursion.
+        grow("{% set ns.l = [ns.l] %}"),
+        grow("{% set ns.l = {'a': ns.l} %}"),
+        grow("{% set ns.l = namespace(l=ns.l) %}"),
+        grow("{% set ns.l = (ns.l,) %}{% if i == 11000 %}{{ ns.l }}{{ ns.l == [ns.l] }}{{ ns.l|tojson }}{% endif %}"),
+        grow("{% set ns.l = [[[[[[[[[[[[[[[[[[[[[[[[[[[[[[ns.l]]]]]]]]]]]]]]]]]]]]]]]]]]]]]] %}"),
+        grow("{% set ns.l = ns.l[0:] %}"),
         // Much from little in one step.
         "{{ 'x' * 99999999 }}".into(),
         "{{ [0] * 99999999 }}".into(),
@@ -286,6 +293,11 @@ fn hostile_templates_end_in_errors() {
         format!("{{{{ {}1 }}}}", "- ".repeat(100_000)),
         format!("{}{}", "{% if true %}".repeat(100_000), "{% endif %}".repeat(100_000)),
         format!("{{{{ 1{} }}}}", "[0]".repeat(100_000)),
+        format!("{{{{ 1{} }}}}", "|upper".repeat(100_000)),
+        format!("{{{{ 1{} }}}}", " + 1".repeat(100_000)),
+        format!("{{{{ 1{} }}}}", " and 1".repeat(100_000)),
+        format!("{{{{ {}1 }}}}", "1 if 1 else ".repeat(100_000)),
+        format!("{{% if 0 %}}{}{{% endif %}}", "{% elif 0 %}".repeat(100_000)),
         // Out of reach.
         "{% include '/etc/passwd' %}".into(),
         "{% extends 'default' %}".into(),

@@ -19,6 +19,7 @@ const ANSWER: &str = "<|channel|>analysis<|message|>The user asks about naïve c
 const SHOWN: &str = "A naïve café: 🦀👩‍👩‍👧 und 你好.";
 
 /// A model that says what it is told.
+#[derive(Debug)]
 struct Script {
     ids: Vec<u32>,
     stop: Vec<u32>,
@@ -36,10 +37,7 @@ impl Script {
         {
             cancel.cancel();
         }
-        let id = self.ids.get(self.said).ok_or(Error::ContextFull { tokens: 0, limit: 0 });
-        // The loop asks one token ahead: past the script's end it may ask, but not read.
-        let id =
-            id.or_else(|error| if self.said == self.ids.len() { Ok(&0) } else { Err(error) })?;
+        let id = self.ids.get(self.said).ok_or(Error::ContextFull { tokens: 0, limit: 0 })?;
         self.said += 1;
         let mut logits = vec![0f32; VOCAB];
         logits[*id as usize] = 9.0;
@@ -141,9 +139,11 @@ fn pieces_add_up_to_the_text_of_all_tokens_and_are_never_half_a_character() {
     let mut rng = Rng::new(11);
     for length in (1..40).cycle().take(300) {
         // Mostly single bytes, which make and break characters.
-        let ids: Vec<u32> = (0..length)
-            .map(|_| rng.below(if rng.below(4) == 0 { 2039 } else { 256 }) as u32)
-            .collect();
+        let mut id = || {
+            let below = [2039, 256, 256, 256][rng.below(4)];
+            rng.below(below) as u32
+        };
+        let ids: Vec<u32> = (0..length).map(|_| id()).collect();
         let (pieces, _) = run(&tokenizer, &ids, None, options(Visible::Everything, &[]));
         assert_eq!(joined(&pieces), tokenizer.decode(&ids, false).unwrap(), "{ids:?}");
     }
@@ -198,6 +198,7 @@ fn what_was_held_back_is_shown_once_when_it_ends() {
     assert_eq!((joined(&pieces).as_str(), finish), (SHOWN, FinishReason::Stop));
     let shown: Vec<&Piece> = pieces.iter().filter(|piece| !piece.text.is_empty()).collect();
     assert_eq!(shown.len(), 1, "with the last token: {shown:?}");
+    assert!(shown[0].token.is_some(), "{shown:?}");
 
     let mut held = 0;
     for at in 0..ids.len() {
@@ -228,6 +229,16 @@ fn a_length_limit_gives_what_there_is() {
 }
 
 #[test]
+fn text_without_a_header_is_the_answer() {
+    let tokenizer = tokenizer();
+    for text in ["I know that.", "naïve 🦀", " to=functions.f", " to"] {
+        let ids = tokenizer.encode(text, true).unwrap();
+        let (pieces, _) = run(&tokenizer, &ids, None, options(Visible::Final, &[]));
+        assert_eq!(joined(&pieces), text);
+    }
+}
+
+#[test]
 fn a_tool_call_ends_without_text() {
     let tokenizer = tokenizer();
     let call = "<|channel|>analysis<|message|>Let me look.<|end|><|start|>assistant<|channel|>\
@@ -242,12 +253,14 @@ fn a_tool_call_ends_without_text() {
 #[test]
 fn an_empty_stop_string_is_refused_and_an_error_ends_it_once() {
     let tokenizer = tokenizer();
-    let script = || Script { ids: vec![1], stop: vec![], position: 0, said: 0, cancel: None };
+    let script = || Script { ids: vec![1, 1], stop: vec![], position: 0, said: 0, cancel: None };
     let generation = || Generation::new(script(), &[1], &Default::default()).unwrap();
     let refused = Completion::new(generation(), &tokenizer, &options(Visible::Final, &[""]));
     assert!(matches!(refused, Err(Error::Argument { .. })), "{refused:?}");
 
-    let options = options(Visible::Everything, &[]);
+    // The text so far is held back when the error comes, and stays so.
+    let text = tokenizer.decode(&[1], false).unwrap();
+    let options = options(Visible::Everything, &[&format!("{text} and more")]);
     let mut completion = Completion::new(generation(), &tokenizer, &options).unwrap();
     assert!(completion.by_ref().any(|piece| piece.is_err()), "the script ends");
     assert!(completion.next().is_none());

@@ -86,15 +86,15 @@ fn several_threads_generate_at_once() {
 
 #[test]
 fn a_model_loaded_in_one_thread_runs_in_another() {
-    for folder in 0..FOLDERS.len() {
+    for (folder, name) in FOLDERS.iter().enumerate() {
         let expected = tokens(&load(folder), 1);
         for fuse_gate_up in [true, false] {
-            let dir = format!("{ROOT}/{}", FOLDERS[folder]);
+            let dir = format!("{ROOT}/{name}");
             let mut options = LoadOptions::default();
             options.fuse_gate_up = fuse_gate_up;
             // Not used there: what is still to be computed must not belong to the thread that ended.
             let model = elsewhere(|| Model::load(dir, &options).expect("the model loads"));
-            assert_eq!(tokens(&model, 1), expected, "{}", FOLDERS[folder]);
+            assert_eq!(tokens(&model, 1), expected, "{name}");
         }
     }
 }

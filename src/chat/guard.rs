@@ -15,6 +15,12 @@ pub(super) const FACTOR: &str = "_factor";
 /// Filter after the left operand of `in`.
 pub(super) const MEMBER: &str = "_member";
 
+/// Operators, brackets and keywords in one tag. The compiler calls itself for each, unguarded for
+/// most: some thousand fill the stack of a thread. The longest tag of OpenAI's template has 20.
+const TAG_LIMIT: usize = 400;
+/// Branches by `elif`, likewise.
+const ELIF_LIMIT: usize = 300;
+
 /// A template with guarded operators.
 pub(super) struct Guarded {
     /// The rewritten source.
@@ -24,9 +30,13 @@ pub(super) struct Guarded {
 }
 
 /// Rewrites `source`. What is not valid Jinja is passed on for the compiler to refuse.
-pub(super) fn guarded(source: &str) -> Guarded {
-    let mut out = Guarded { source: String::with_capacity(source.len() * 2), longest_raw: 0 };
+///
+/// # Errors
+/// The reason, when compiling would take too much stack.
+pub(super) fn guarded(source: &str) -> Result<Guarded, &'static str> {
+    let mut out = Guarded { source: String::with_capacity(source.len()), longest_raw: 0 };
     let mut rest = source;
+    let mut elifs = 0;
     while let Some(at) = find_tag(rest) {
         let (raw, tag) = rest.split_at(at);
         out.raw(raw);
@@ -38,6 +48,13 @@ pub(super) fn guarded(source: &str) -> Guarded {
             end
         } else {
             let tokens = tokens(tag);
+            if tokens.iter().filter(|token| token.nests()).count() > TAG_LIMIT {
+                return Err("a tag has too many operators");
+            }
+            elifs += usize::from(tokens.get(1).is_some_and(|token| token.text == "elif"));
+            if elifs > ELIF_LIMIT {
+                return Err("there are too many `elif` branches");
+            }
             let end = tokens.last().map_or(tag.len(), |last| last.end);
             out.source.push_str(&rewrite(tag.get(..end).unwrap_or(tag), &tokens));
             rest = tag.get(end..).unwrap_or_default();
@@ -48,7 +65,7 @@ pub(super) fn guarded(source: &str) -> Guarded {
         rest = after;
     }
     out.raw(rest);
-    out
+    Ok(out)
 }
 
 impl Guarded {
@@ -103,6 +120,18 @@ struct Token<'a> {
     kind: Kind,
     text: &'a str,
     end: usize,
+}
+
+impl Token<'_> {
+    /// True for what makes an expression deeper.
+    fn nests(&self) -> bool {
+        match self.kind {
+            Kind::Open => true,
+            Kind::Operator => !",:=".contains(self.text),
+            Kind::Name => ["and", "or", "not", "in", "is", "if", "else"].contains(&self.text),
+            Kind::Number | Kind::Text | Kind::Close | Kind::Edge => false,
+        }
+    }
 }
 
 /// The tokens of the tag that `text` begins with, delimiters included, by the rules of

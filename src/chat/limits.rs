@@ -8,7 +8,7 @@
 //! Not bounded is the time of single steps that make no text, such as comparing large values.
 
 use std::fmt::{self, Write};
-use std::io;
+use std::{io, thread};
 
 use minijinja::value::{Rest, Value, ValueKind, ValueOrKwargs};
 use minijinja::{Environment, Error, ErrorKind, State, filters};
@@ -20,8 +20,17 @@ use super::guard;
 const BUDGET: usize = 64 << 20;
 /// Bytes of a finished prompt. A full context of 131,072 tokens has well under 1 MB.
 const OUTPUT_LIMIT: usize = 16 << 20;
-/// Steps of one rendering. OpenAI's template takes about 60 for a message.
-const FUEL: u64 = 5_000_000;
+/// Steps of one rendering, apart from those that its input adds.
+const FUEL: usize = 100_000;
+/// Steps that each string, number, list and so on of the input adds. OpenAI's template takes up to
+/// 100 for a message and up to 60 for a tool's parameter.
+const FUEL_PER_VALUE: usize = 200;
+/// Steps that each pair of messages adds; OpenAI's template takes 6 for each pair of tool calls.
+const FUEL_PER_PAIR: usize = 16;
+/// Stack of the thread that renders. Without steps to count, nested values are taken apart by
+/// recursion, some 3 kB for each level in a debug build; a step adds one level at most. The
+/// system provides only what is used.
+const STACK: usize = 512 << 20;
 /// Bytes that the template's own text between tags may add up to over all steps.
 const RAW_BUDGET: usize = 256 << 20;
 /// Largest width of padding and indentation, and largest factor of a repetition.
@@ -129,10 +138,44 @@ pub(super) fn install(environment: &mut Environment<'static>) {
     });
 }
 
-/// Gives a template fuel, less where its own text is long: a loop may repeat that text.
-pub(super) fn set_fuel(environment: &mut Environment<'static>, longest_raw: usize) {
-    let steps = RAW_BUDGET / longest_raw.max(1);
-    environment.set_fuel(Some(u64::try_from(steps).unwrap_or(FUEL).min(FUEL)));
+/// Steps for a rendering of these `values`, among them `messages` messages; fewer where the
+/// template's own text is long, since a loop may repeat that text.
+pub(super) fn fuel<'a>(
+    values: impl Iterator<Item = &'a serde_json::Value>,
+    messages: usize,
+    longest_raw: usize,
+) -> u64 {
+    let values = values.map(count).fold(0, usize::saturating_add);
+    let pairs = messages.saturating_mul(messages);
+    let steps = FUEL
+        .saturating_add(values.saturating_mul(FUEL_PER_VALUE))
+        .saturating_add(pairs.saturating_mul(FUEL_PER_PAIR))
+        .min(RAW_BUDGET / longest_raw.max(1));
+    u64::try_from(steps).unwrap_or(u64::MAX)
+}
+
+/// A value and all that is in it.
+fn count(value: &serde_json::Value) -> usize {
+    let inside: usize = match value {
+        serde_json::Value::Array(items) => items.iter().map(count).sum(),
+        serde_json::Value::Object(map) => map.values().map(count).sum(),
+        _ => 0,
+    };
+    inside.saturating_add(1)
+}
+
+/// Runs `render` on a thread with a large stack.
+pub(super) fn with_stack<T: Send>(render: impl FnOnce() -> T + Send) -> Result<T, Error> {
+    let failed = |reason| Error::new(ErrorKind::InvalidOperation, reason);
+    thread::scope(|scope| {
+        thread::Builder::new()
+            .name("chat template".into())
+            .stack_size(STACK)
+            .spawn_scoped(scope, render)
+            .map_err(|e| failed("no thread to render in").with_source(e))?
+            .join()
+            .map_err(|_| failed("the template engine failed"))
+    })
 }
 
 /// Adds `filter` under `name`, with a check of its arguments before and of its result after.

@@ -78,6 +78,8 @@ pub struct ChatTemplate {
     path: PathBuf,
     /// The sources by their names, which are those in the environment.
     sources: BTreeMap<String, String>,
+    /// Bytes of the longest text between two tags.
+    longest_raw: usize,
     /// Special tokens by their variable's name, such as `eos_token`.
     tokens: BTreeMap<String, String>,
 }
@@ -147,21 +149,24 @@ impl ChatTemplate {
             environment,
             path: path.to_path_buf(),
             sources: BTreeMap::new(),
+            longest_raw: 0,
             tokens: BTreeMap::new(),
         };
-        let mut longest_raw = 0;
         for (name, source) in sources {
             // As Jinja does.
             let source = source.replace("\r\n", "\n").replace('\r', "\n");
-            let guarded = guard::guarded(&source);
-            longest_raw = longest_raw.max(guarded.longest_raw);
+            let guarded = guard::guarded(&source).map_err(|reason| Error::ChatTemplate {
+                path: path.to_path_buf(),
+                reason: reason.into(),
+                source: None,
+            })?;
+            template.longest_raw = template.longest_raw.max(guarded.longest_raw);
             template.sources.insert((*name).to_owned(), source);
             template
                 .environment
                 .add_template_owned((*name).to_owned(), guarded.source)
-                .map_err(|e| template.error(e))?;
+                .map_err(|e| template.error(&e))?;
         }
-        limits::set_fuel(&mut template.environment, longest_raw);
         Ok(template)
     }
 
@@ -193,18 +198,22 @@ impl ChatTemplate {
         protection.encode(&self.render_values(input, &messages, &tools, &variables)?)
     }
 
-    fn error(&self, source: minijinja::Error) -> Error {
+    fn error(&self, error: &minijinja::Error) -> Error {
         // The innermost error knows best; the outer ones say which macro or block it was in.
-        let mut inner = &source;
+        let mut inner = error;
         while let Some(next) = std::error::Error::source(inner).and_then(|e| e.downcast_ref()) {
             inner = next;
         }
-        let line = inner.name().and_then(|name| self.sources.get(name)).and_then(|text| {
-            let refused = std::error::Error::source(inner).is_some_and(|e| e.is::<Refused>());
-            let number = inner.line().filter(|_| !refused)?;
-            text.lines().nth(number.checked_sub(1)?)
-        });
-        let reason = reason(inner, line);
+        let detail = inner.detail().map_or_else(|| inner.kind().to_string(), str::to_owned);
+        let mut reason = detail.clone();
+        let refused = std::error::Error::source(inner).is_some_and(|e| e.is::<Refused>());
+        let source = inner.name().and_then(|name| self.sources.get(name));
+        if let (Some(number), Some(source), false) = (inner.line(), source, refused) {
+            let line = source.lines().nth(number.saturating_sub(1)).unwrap_or_default();
+            reason.push_str(&format!(" (line {number}: `{}`)", line.trim()));
+        }
+        // A new error, since the engine's own may hold the template's values, however deep.
+        let source = minijinja::Error::new(inner.kind(), detail);
         Error::ChatTemplate { path: self.path.clone(), reason, source: Some(Box::new(source)) }
     }
 
@@ -227,34 +236,34 @@ impl ChatTemplate {
                 minijinja::Error::new(ErrorKind::InvalidOperation, format!("strftime_now: {e}"))
             })
         };
-        let mut context: BTreeMap<&str, Value> = BTreeMap::new();
-        context.extend(self.tokens.iter().map(|(name, token)| (name.as_str(), token.into())));
-        context.extend(variables.iter().map(|(name, v)| (name.as_str(), Value::from(Serde(v)))));
-        context.insert("messages", Value::from(Serde(messages)));
-        let no_tools = Value::from(());
-        let offered = if tools.is_empty() { no_tools.clone() } else { Value::from(Serde(tools)) };
-        context.insert("tools", offered);
-        context.insert("documents", no_tools);
-        context.insert("add_generation_prompt", input.add_generation_prompt.into());
-        context.insert("strftime_now", Value::from_function(strftime_now));
-
         let has_tool_use = self.sources.contains_key(TOOL_USE);
         let name = if has_tool_use && !tools.is_empty() { TOOL_USE } else { DEFAULT };
-        let fail = |source| self.error(source);
-        let template = self.environment.get_template(name).map_err(fail)?;
-        let mut output = limits::Output::default();
-        template.render_captured_to(Value::from(context), &mut output).map_err(fail)?;
-        Ok(output.into_text())
-    }
-}
+        let values = messages.iter().chain(tools).chain(variables.values());
+        let mut environment = self.environment.clone();
+        environment.set_fuel(Some(limits::fuel(values, messages.len(), self.longest_raw)));
 
-/// What minijinja says, with the line of the template that it says it of.
-fn reason(source: &minijinja::Error, line: Option<&str>) -> String {
-    let mut reason = source.detail().map_or_else(|| source.kind().to_string(), str::to_owned);
-    if let (Some(number), Some(line)) = (source.line(), line) {
-        reason.push_str(&format!(" (line {number}: `{}`)", line.trim()));
+        limits::with_stack(move || {
+            let mut context: BTreeMap<&str, Value> = BTreeMap::new();
+            context.extend(self.tokens.iter().map(|(name, token)| (name.as_str(), token.into())));
+            context
+                .extend(variables.iter().map(|(name, v)| (name.as_str(), Value::from(Serde(v)))));
+            context.insert("messages", Value::from(Serde(messages)));
+            context.insert("tools", Value::from(()));
+            if !tools.is_empty() {
+                context.insert("tools", Value::from(Serde(tools)));
+            }
+            context.insert("documents", Value::from(()));
+            context.insert("add_generation_prompt", input.add_generation_prompt.into());
+            context.insert("strftime_now", Value::from_function(strftime_now));
+            let mut output = limits::Output::default();
+            environment
+                .get_template(name)
+                .and_then(|t| t.render_captured_to(Value::from(context), &mut output).map(drop))
+                .map_err(|e| self.error(&e))?;
+            Ok(output.into_text())
+        })
+        .map_err(|e| self.error(&e))?
     }
-    reason
 }
 
 /// Reads a file if it is there.

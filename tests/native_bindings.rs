@@ -51,6 +51,14 @@ fn half_precision_types_are_what_mlx_rs_expects() {
     assert_eq!(bits, 0x3f80);
 }
 
+/// Its default generator asks a clock of macOS, which the drop-in has elsewhere.
+#[test]
+fn random_numbers_of_mlx_rs_link_and_seed_themselves() {
+    let sample = mlx_rs::random::uniform::<_, f32>(0.0, 1.0, &[8], None).unwrap();
+    let values: &[f32] = sample.as_slice();
+    assert!(values.iter().all(|value| (0.0..1.0).contains(value)), "{values:?}");
+}
+
 fn without_comments(text: &str) -> String {
     let mut rest = text;
     let mut kept = String::new();

@@ -35,9 +35,10 @@ unsafe extern "C" fn keep_message(message: *const c_char, data: *mut c_void) {
     unsafe { default_mlx_error_handler(message, data) };
 }
 
-/// Puts our handler in front of mlx-rs's, once in a process.
+/// Puts our handler in front of mlx-rs's and tells MLX where its kernels are, once in a process.
 pub(super) fn install_handler() {
     HANDLER.call_once(|| {
+        super::metallib::locate();
         // mlx-rs installs its handler at its first operation: let that happen before ours.
         let _ = mlx_rs::memory::active_memory();
         let _ = Array::from_int(0).add(Array::from_int(0));

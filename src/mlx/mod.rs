@@ -7,6 +7,7 @@ mod data;
 mod device;
 mod error;
 mod map;
+mod metallib;
 mod ops;
 mod random;
 

@@ -35,16 +35,20 @@ impl Cache {
             "there is no home folder to keep downloads in: \
              set GPT_OSS_MLX_CACHE to a folder that builds may write to",
         )?;
-        fs::create_dir_all(&root).map_err(|error| {
+        Self::at(&root)
+    }
+
+    /// The cache in the folder `root`, which is made when it is missing.
+    pub fn at(root: &Path) -> Result<Self, String> {
+        let explain = |error| {
             format!(
                 "cannot make {}, where downloads are kept: {error}; \
                  set GPT_OSS_MLX_CACHE to a folder that builds may write to",
                 root.display()
             )
-        })?;
-        let root = fs::canonicalize(&root)
-            .map_err(|error| format!("cannot resolve {}: {error}", root.display()))?;
-        Ok(Self { root })
+        };
+        fs::create_dir_all(root).map_err(explain)?;
+        Ok(Self { root: fs::canonicalize(root).map_err(explain)? })
     }
 
     /// Where the entry `key` is, or will be.

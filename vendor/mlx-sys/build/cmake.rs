@@ -87,7 +87,10 @@ pub fn run(
     if process::output(Command::new("ninja").arg("--version")).is_ok() {
         arguments.push("-GNinja".to_owned());
     }
-    start_fresh_when_changed(build, &format!("{}\n{}", cmake.display(), arguments.join("\n")))?;
+    let mut record = vec![cmake.display().to_string(), repository.display().to_string()];
+    record.push(build.display().to_string());
+    record.extend(arguments.iter().cloned());
+    start_fresh_when_changed(build, &record.join("\n"))?;
     let mut configure = Command::new(&cmake);
     configure.arg("-S").arg(repository).arg("-B").arg(build).args(&arguments);
     eprintln!("{configure:?}");
@@ -104,7 +107,7 @@ pub fn run(
     Ok(())
 }
 
-/// CMake keeps compiler and generator of its first run for ever.
+/// CMake keeps folders, compiler and generator of its first run for ever.
 fn start_fresh_when_changed(build: &Path, arguments: &str) -> Result<(), String> {
     let record = build.join("arguments.txt");
     if fs::read_to_string(&record).is_ok_and(|last| last == arguments) {

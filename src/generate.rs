@@ -31,13 +31,13 @@ pub trait TokenSource {
     /// Those of the model.
     fn prefill(&mut self, tokens: &[u32]) -> Result<()>;
     /// Feeds the end of a prompt, at least one token; returns the logits after the last one,
-    /// [vocabulary], lazily.
+    /// `[vocabulary]`, lazily.
     ///
     /// # Errors
     /// Those of the model.
     fn logits(&mut self, tokens: &[u32]) -> Result<Array>;
-    /// Feeds one token, u32 [1], that the host may not have read yet; returns the logits after it,
-    /// [vocabulary], lazily.
+    /// Feeds one token, u32 `[1]`, that the host may not have read yet; returns the logits after it,
+    /// `[vocabulary]`, lazily.
     ///
     /// # Errors
     /// Those of the model.

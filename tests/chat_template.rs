@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use gpt_oss_mlx::chat::Message;
@@ -169,6 +170,14 @@ fn errors_say_where() {
         "{% macro m() %}{{ raise_exception('only user and assistant') }}{% endmacro %}{{ m() }}";
     assert_eq!(reason(render(source, json!({}))), "only user and assistant");
     assert!(reason(render("{{ strftime_now('%') }}", json!({}))).contains("strftime_now"));
+
+    let endless = "{% for a in range(9999) %}{% for a in range(9999) %}{% endfor %}{% endfor %}";
+    assert!(reason(render(endless, json!({}))).contains("more steps than are allowed"));
+    let long = format!("{{% for a in range(600) %}}{}{{% endfor %}}", "y".repeat(99999));
+    assert!(reason(render(&long, json!({}))).contains("longer than"));
+    assert!(reason(render("{{ 'x' * 5000 }}", json!({}))).contains("5000 is above the limit"));
+    let twice = "{% set n = namespace(s='x') %}{% for a in range(99) %}{% set n.s = n.s ~ n.s %}{% endfor %}";
+    assert!(reason(render(twice, json!({}))).contains("more text than is allowed"));
 }
 
 #[test]
@@ -267,6 +276,11 @@ fn hostile_templates_end_in_errors() {
         grow("{% set ns.l = ns.l[0:] %}"),
         // Much from little in one step.
         "{{ 'x' * 99999999 }}".into(),
+        "{{ ('x' * 9999999)|length }}".into(),
+        "{{ ([0] * 9999999)|length }}".into(),
+        "{{ ('%9999999d'|format(1))|length }}".into(),
+        "{{ ('%*d'|format(9999999, 1))|length }}".into(),
+        "{{ ('{:>9999999}'.format(1))|length }}".into(),
         "{{ [0] * 99999999 }}".into(),
         "{{ '%999999999d'|format(1) }}".into(),
         "{{ '%*d'|format(999999999, 1) }}".into(),
@@ -284,9 +298,12 @@ fn hostile_templates_end_in_errors() {
         big("{{ range(99999)|map('replace', '1', ns.s)|list|length }}"),
         big("{% for i in range(9999) %}{{ ns.s }}{% endfor %}"),
         big("{% set ns.l = [] %}{% for i in range(9999) %}{% set ns.l = ns.l + [ns.s ~ i] %}{% endfor %}"),
-        // The template's own text, over and over.
-        format!("{{% set x %}}{{% for a in range(9999) %}}{{% for a in range(9999) %}}{}{{% endfor %}}{{% endfor %}}{{% endset %}}", "y".repeat(9999)),
-        format!("{{% for a in range(9999) %}}{}{{% endfor %}}", "y".repeat(99999)),
+        // The template's own text, over and over, kept or shown.
+        format!(
+            "{{% set x %}}{{% for a in range(9999) %}}{}{{% endfor %}}{{% endset %}}",
+            "y".repeat(99999)
+        ),
+        format!("{{% for a in range(600) %}}{}{{% endfor %}}", "y".repeat(99999)),
         // Deep.
         format!("{{{{ {}1{} }}}}", "(".repeat(100_000), ")".repeat(100_000)),
         format!("{{{{ {}1 }}}}", "not ".repeat(100_000)),
@@ -309,7 +326,6 @@ fn hostile_templates_end_in_errors() {
         let shown: String = source.chars().take(200).collect();
         let result = render(&source, json!({"messages": []}));
         let took = begun.elapsed();
-        eprintln!("{took:?} {shown}");
         assert!(
             matches!(result, Err(Error::ChatTemplate { .. })),
             "{shown}: {:?}",
@@ -475,12 +491,13 @@ proptest! {
             0..8,
         ),
     ) {
-        let tokenizer = Tokenizer::from_dir(Path::new(MODEL)).unwrap();
+        static TOKENIZER: OnceLock<Tokenizer> = OnceLock::new();
+        let tokenizer = TOKENIZER.get_or_init(|| Tokenizer::from_dir(Path::new(MODEL)).unwrap());
         let bundled = bundled();
         let input = everywhere(&format!("w{}", text.concat()));
-        let ids = bundled.render_ids(&input, &tokenizer).unwrap();
-        let plain = bundled.render_ids(&everywhere("word"), &tokenizer).unwrap();
-        prop_assert_eq!(control(&tokenizer, &ids), control(&tokenizer, &plain));
+        let ids = bundled.render_ids(&input, tokenizer).unwrap();
+        let plain = bundled.render_ids(&everywhere("word"), tokenizer).unwrap();
+        prop_assert_eq!(control(tokenizer, &ids), control(tokenizer, &plain));
         prop_assert_eq!(tokenizer.decode(&ids, false).unwrap(), bundled.render(&input).unwrap());
     }
 }

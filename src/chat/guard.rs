@@ -77,7 +77,9 @@ impl Guarded {
 
 /// The next `{{`, `{%` or `{#`.
 fn find_tag(text: &str) -> Option<usize> {
-    ["{{", "{%", "{#"].into_iter().filter_map(|open| text.find(open)).min()
+    let opens =
+        |at: &usize| text.get(at + 1..).is_some_and(|inside| inside.starts_with(['{', '%', '#']));
+    text.match_indices('{').map(|(at, _)| at).find(opens)
 }
 
 /// True for the block tag `{% name %}` without arguments.

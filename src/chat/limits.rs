@@ -17,7 +17,7 @@ use minijinja_contrib::pycompat;
 use super::guard;
 
 /// Bytes of text that one rendering may make, intermediate texts included.
-const BUDGET: usize = 64 << 20;
+const BUDGET: usize = 32 << 20;
 /// Bytes of a finished prompt. A full context of 131,072 tokens has well under 1 MB.
 const OUTPUT_LIMIT: usize = 16 << 20;
 /// Steps of one rendering, apart from those that its input adds.

@@ -11,6 +11,7 @@
 //! as Rust does outside of `tojson`.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -204,9 +205,17 @@ impl ChatTemplate {
         while let Some(next) = std::error::Error::source(inner).and_then(|e| e.downcast_ref()) {
             inner = next;
         }
-        let detail = inner.detail().map_or_else(|| inner.kind().to_string(), str::to_owned);
+        let cause = std::error::Error::source(inner);
+        let detail = match (cause.and_then(|e| e.downcast_ref::<io::Error>()), inner.detail()) {
+            (Some(output), _) => output.to_string(),
+            (None, Some(detail)) => detail.to_owned(),
+            (None, None) if inner.kind() == ErrorKind::OutOfFuel => {
+                "the template takes more steps than are allowed".to_owned()
+            }
+            (None, None) => inner.kind().to_string(),
+        };
         let mut reason = detail.clone();
-        let refused = std::error::Error::source(inner).is_some_and(|e| e.is::<Refused>());
+        let refused = cause.is_some_and(|e| e.is::<Refused>());
         let source = inner.name().and_then(|name| self.sources.get(name));
         if let (Some(number), Some(source), false) = (inner.line(), source, refused) {
             let line = source.lines().nth(number.saturating_sub(1)).unwrap_or_default();
@@ -270,7 +279,7 @@ impl ChatTemplate {
 fn read_optional(path: &Path) -> Result<Option<String>> {
     match read_text(path, FILE_LIMIT) {
         Ok(text) => Ok(Some(text)),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(Error::io("read", path)(e)),
     }
 }

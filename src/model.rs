@@ -301,6 +301,7 @@ impl Model {
         let total = cache.len().saturating_add(tokens.size());
         let offset = i32::try_from(cache.len()).ok().filter(|_| total <= limit);
         let offset = offset.ok_or(Error::ContextFull { tokens: total, limit })?;
+        cache.begin(self.layers.len())?;
         let mut masks = SlidingMasks::new(self.dtype);
         let mut x = self.embed_tokens.forward(tokens)?;
         for (layer, cache) in self.layers.iter().zip(&mut cache.layers) {
@@ -400,6 +401,7 @@ impl Decoder<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cache::SlidingCache;
 
     const DIR: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/gpt-oss-tiny");
 
@@ -431,6 +433,26 @@ mod tests {
                 assert!(cache.arrays().all(|array| array.dtype() == dtype));
             }
         }
+    }
+
+    #[test]
+    fn a_cache_that_does_not_fit_is_refused() {
+        let model = Model::load(DIR, &LoadOptions::default()).unwrap();
+        let refused = |cache: &mut Cache| {
+            matches!(model.forward(&[1], cache), Err(Error::Argument { name: "cache", .. }))
+        };
+        let mut other = model.new_cache();
+        other.layers.pop();
+        assert!(refused(&mut other));
+
+        // A step that MLX refuses in the second layer, after the first has taken it in.
+        let mut cache = model.new_cache();
+        model.forward(&[1], &mut cache).unwrap();
+        cache.layers[1] = LayerCache::Sliding(SlidingCache::new(2));
+        let strange = Array::from_slice(&[0f32; 24], &[1, 3, 1, 8]);
+        cache.layers[1].update(strange.clone(), strange).unwrap();
+        assert!(matches!(model.forward(&[1], &mut cache), Err(Error::Mlx { .. })));
+        assert!(refused(&mut cache));
     }
 
     #[test]

@@ -20,6 +20,8 @@ pub struct Cache {
     pub(crate) layers: Vec<LayerCache>,
     /// Tokens seen.
     len: usize,
+    /// A step is being built: some layers have its keys and values, others not yet.
+    half_way: bool,
 }
 
 /// The cache of one layer.
@@ -44,7 +46,7 @@ impl Cache {
                 }
             })
             .collect();
-        Self { layers, len: 0 }
+        Self { layers, len: 0, half_way: false }
     }
 
     /// Tokens seen so far: the position of the next one.
@@ -62,9 +64,26 @@ impl Cache {
         self.arrays().map(Array::nbytes).sum()
     }
 
-    /// Counts tokens that all layers have taken in.
+    /// Begins a step of a model with this number of layers.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] when the cache is of another model, or a step failed half-way: its
+    /// layers then hold different tokens, and going on would give wrong answers.
+    pub(crate) fn begin(&mut self, layers: usize) -> Result<()> {
+        if self.layers.len() != layers {
+            return Err(Error::argument("cache", "it belongs to another model"));
+        }
+        if self.half_way {
+            return Err(Error::argument("cache", "a step failed half-way; start a new cache"));
+        }
+        self.half_way = true;
+        Ok(())
+    }
+
+    /// Ends a step: all layers have taken its tokens in.
     pub(crate) fn advance(&mut self, tokens: usize) {
         self.len = self.len.saturating_add(tokens);
+        self.half_way = false;
     }
 
     /// All arrays held; evaluating them ends the graph that made them.

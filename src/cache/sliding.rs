@@ -26,7 +26,7 @@ pub(crate) struct SlidingCache {
 }
 
 impl SlidingCache {
-    pub(super) fn new(window: usize) -> Self {
+    pub(crate) fn new(window: usize) -> Self {
         // The config bounds the window far below this limit.
         let before = i32::try_from(window.saturating_sub(1)).unwrap_or(i32::MAX / 2);
         Self { before, rows: None, len: 0 }

@@ -197,6 +197,8 @@ impl<'a> Loader<'a> {
                     .iter()
                     .map(|name| self.checkpoint.data(name))
                     .collect::<Result<Vec<_>>>()?;
+                // What is not joined needs no cutting.
+                let blocks = if tensors.len() == 1 { 1 } else { blocks };
                 let mut parts = Vec::with_capacity(tensors.len() * blocks);
                 for block in 0..blocks {
                     for tensor in &tensors {
@@ -204,9 +206,6 @@ impl<'a> Loader<'a> {
                         let part = tensor.get(block * size..(block + 1) * size);
                         parts.push(part.unwrap_or_default());
                     }
-                }
-                if let [tensor] = tensors.as_slice() {
-                    parts = vec![tensor];
                 }
                 mlx::array_from_parts(&shape, dtype, &parts)?
             }

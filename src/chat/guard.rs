@@ -204,9 +204,9 @@ fn number_length(text: &str) -> usize {
     let mut before = ' ';
     for (i, c) in text.char_indices() {
         let exponent = !radix && (before == 'e' || before == 'E');
-        let fraction = c == '.'
-            && !radix
-            && text.get(i + 1..).is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
+        let next = text.get(i + 1..).and_then(|rest| rest.chars().next());
+        // Else it is the dot of an attribute.
+        let fraction = c == '.' && !radix && !next.is_some_and(|c| c.is_alphabetic() || c == '_');
         if !(c.is_ascii_alphanumeric() || c == '_' || fraction || (exponent && "+-".contains(c))) {
             return i;
         }
@@ -269,6 +269,8 @@ fn rewrite(tag: &str, tokens: &[Token<'_>]) -> String {
         out.push_str(tag.get(from..at).unwrap_or_default());
         out.push('|');
         out.push_str(filter);
+        // A name may follow at once, as in `'a'in b`.
+        out.push(' ');
         from = at;
     }
     out.push_str(tag.get(from..).unwrap_or_default());

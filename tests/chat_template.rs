@@ -273,6 +273,12 @@ fn hostile_templates_end_in_errors() {
         grow("{% set ns.l = (ns.l,) %}{% if i == 11000 %}{{ ns.l }}{{ ns.l == [ns.l] }}{{ ns.l|tojson }}{% endif %}"),
         grow("{% set ns.l = [[[[[[[[[[[[[[[[[[[[[[[[[[[[[[ns.l]]]]]]]]]]]]]]]]]]]]]]]]]]]]]] %}"),
         grow("{% set ns.l = ns.l[0:] %}"),
+        // Values that hold themselves.
+        "{% set ns = namespace() %}{% set ns.a = ns %}{{ ns }}".into(),
+        "{% set ns = namespace() %}{% set ns.a = [{'x': [ns] + [1]}] %}{{ ns|tojson }}".into(),
+        "{% set n = namespace() %}{% set m = namespace(n=n) %}{% set n.m = m %}{{ n == m }}".into(),
+        "{% set ns = namespace() %}{% set (ns.a, ns.b) = (1, ns) %}{{ ns }}".into(),
+        "{% set ns = namespace() %}{% set ns.a = 1 if false else ns %}{{ ns.a.a.a in [ns] }}".into(),
         // Much from little in one step.
         "{{ 'x' * 99999999 }}".into(),
         "{{ ('x' * 9999999)|length }}".into(),

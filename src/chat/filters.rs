@@ -37,7 +37,8 @@ fn indent(state: &mut State, text: String, args: Rest<ValueOrKwargs>) -> Result<
     let blank = blank.or(options.get("blank")?).unwrap_or(false);
     options.assert_all_used()?;
     let indent = match width.kind() {
-        ValueKind::Number => {
+        // Python's true is one.
+        ValueKind::Number | ValueKind::Bool => {
             let spaces = usize::try_from(i64::try_from(width)?.max(0)).unwrap_or(usize::MAX);
             " ".repeat(limits::width(spaces)?)
         }

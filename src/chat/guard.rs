@@ -2,8 +2,8 @@
 //!
 //! minijinja lets filters and output be replaced, but not `~`, `+`, `*` and `in`. A filter binds
 //! tighter than any of them, so a filter after each operand sees every value that they join:
-//! `a ~ b.c` becomes `a|_text ~ b.c|_text`. The filters pass their value on unchanged and are
-//! defined in `limits`. Only tags are touched, and no line breaks are added, so that errors keep
+//! `a ~ b.c` becomes `a|_text ~ b.c|_text`. In the same way the value in `{% set a.b = c %}` is
+//! checked. The filters pass their value on unchanged and are defined in `limits`. Only tags are touched, and no line breaks are added, so that errors keep
 //! their line. On the way the one tag of transformers that minijinja lacks is taken out.
 
 /// Filter after the operands of `~`.
@@ -14,6 +14,9 @@ pub(super) const TERM: &str = "_term";
 pub(super) const FACTOR: &str = "_factor";
 /// Filter after the left operand of `in`.
 pub(super) const MEMBER: &str = "_member";
+
+/// Filter on the values of attributes that are set.
+pub(super) const STORED: &str = "_stored";
 
 /// Operators, brackets and keywords in one tag. The compiler calls itself for each, unguarded for
 /// most: some thousand fill the stack of a thread. The longest tag of OpenAI's template has 20.
@@ -202,12 +205,19 @@ fn text_length(text: &str, quote: char) -> usize {
 fn number_length(text: &str) -> usize {
     let radix = ["0x", "0X", "0o", "0O", "0b", "0B"].iter().any(|radix| text.starts_with(radix));
     let mut before = ' ';
+    let mut has_exponent = false;
     for (i, c) in text.char_indices() {
-        let exponent = !radix && (before == 'e' || before == 'E');
         let next = text.get(i + 1..).and_then(|rest| rest.chars().next());
-        // Else it is the dot of an attribute.
-        let fraction = c == '.' && !radix && !next.is_some_and(|c| c.is_alphabetic() || c == '_');
-        if !(c.is_ascii_alphanumeric() || c == '_' || fraction || (exponent && "+-".contains(c))) {
+        let belongs = match c {
+            '0'..='9' | '_' => true,
+            _ if radix => i == 1 || c.is_ascii_hexdigit(),
+            'e' | 'E' => !std::mem::replace(&mut has_exponent, true),
+            '+' | '-' => before == 'e' || before == 'E',
+            // Else it is the dot of an attribute.
+            '.' => !next.is_some_and(|c| c.is_alphabetic() || c == '_'),
+            _ => false,
+        };
+        if !belongs {
             return i;
         }
         before = c;
@@ -228,8 +238,8 @@ fn rewrite(tag: &str, tokens: &[Token<'_>]) -> String {
             return format!("{} {plain} {}", open.text, close.text);
         }
     }
-    // Places to insert at, by the end of the token they follow.
-    let mut inserts: Vec<(usize, &str)> = Vec::new();
+    // What to insert after which byte.
+    let mut inserts: Vec<(usize, String)> = Vec::new();
     let is_for = tokens.get(1).is_some_and(|token| token.text == "for");
     let mut for_in = is_for;
     for (i, token) in tokens.iter().enumerate() {
@@ -254,27 +264,37 @@ fn rewrite(tag: &str, tokens: &[Token<'_>]) -> String {
         };
         // Else it is a sign, or the star of an argument list.
         let Some(left) = left.filter(|token| ends_operand(token)) else { continue };
-        inserts.push((left.end, filter));
+        inserts.push((left.end, format!("|{filter} ")));
         if filter == MEMBER {
             continue;
         }
         if let Some(end) = operand_end(tokens, i + 1) {
-            inserts.push((end, filter));
+            inserts.push((end, format!("|{filter} ")));
         }
     }
-    inserts.sort_unstable();
+    if let Some((from, to)) = attribute_value(tokens) {
+        inserts.push((from, "(".into()));
+        inserts.push((to, format!(")|{STORED} ")));
+    }
+    // Stable: a filter of the last operand goes before the bracket.
+    inserts.sort_by_key(|&(at, _)| at);
     let mut out = String::with_capacity(tag.len() + inserts.len() * 8);
     let mut from = 0;
-    for (at, filter) in inserts {
+    for (at, inserted) in inserts {
         out.push_str(tag.get(from..at).unwrap_or_default());
-        out.push('|');
-        out.push_str(filter);
-        // A name may follow at once, as in `'a'in b`.
-        out.push(' ');
+        out.push_str(&inserted);
         from = at;
     }
     out.push_str(tag.get(from..).unwrap_or_default());
     out
+}
+
+/// Where the value begins and ends that a tag sets an attribute to, as in `{% set ns.a = 1 %}`.
+fn attribute_value(tokens: &[Token<'_>]) -> Option<(usize, usize)> {
+    let [_, set, rest @ .., last, _] = tokens else { return None };
+    let equals = rest.iter().position(|token| token.text == "=")?;
+    let has_dot = rest.iter().take(equals).any(|token| token.text == ".");
+    (set.text == "set" && has_dot).then_some((rest.get(equals)?.end, last.end))
 }
 
 fn ends_operand(token: &Token<'_>) -> bool {

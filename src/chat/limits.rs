@@ -39,6 +39,9 @@ const WIDTH_LIMIT: usize = 4096;
 /// What an element of a sequence counts for.
 const ELEMENT: usize = 32;
 
+/// Depth of the values that a namespace may hold.
+const NESTING: usize = 64;
+
 /// What is left of one rendering's budget.
 struct Budget(usize);
 
@@ -130,6 +133,12 @@ pub(super) fn install(environment: &mut Environment<'static>) {
         } else if value.kind() != ValueKind::Number {
             charge(state, value.len().unwrap_or(0).saturating_mul(WIDTH_LIMIT))?;
         }
+        Ok::<_, Error>(value)
+    });
+    environment.add_filter(guard::STORED, |state: &mut State, value: Value| {
+        let mut left = remaining(state);
+        storable(&value, NESTING, &mut left)?;
+        charge(state, remaining(state).saturating_sub(left))?;
         Ok::<_, Error>(value)
     });
     environment.add_filter(guard::MEMBER, |state: &mut State, value: Value| {
@@ -273,6 +282,33 @@ fn formatted(format: &Value, args: &[Value]) -> Result<(), Error> {
     }
     if text.contains('*') {
         args.iter().filter_map(number).try_for_each(|n| width(n).map(drop))?;
+    }
+    Ok(())
+}
+
+/// Refuses what a namespace must not hold: a namespace, since one that held itself could not be
+/// printed or compared, and values nested more than `depth` deep. Takes one from `left` for each
+/// value looked at.
+fn storable(value: &Value, depth: usize, left: &mut usize) -> Result<(), Error> {
+    *left = left.checked_sub(1).ok_or_else(too_large)?;
+    let refused = |reason| Err(Error::new(ErrorKind::InvalidOperation, reason));
+    let Some(object) = value.as_object() else { return Ok(()) };
+    // The type is private to the engine.
+    if object.type_name().ends_with("::Namespace") {
+        return refused("a namespace cannot hold a namespace");
+    }
+    if !matches!(value.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::Iterable) {
+        return Ok(());
+    }
+    let Some(depth) = depth.checked_sub(1) else {
+        return refused("the value is nested too deeply for a namespace");
+    };
+    for item in value.try_iter()? {
+        if value.kind() == ValueKind::Map {
+            storable(&value.get_item(&item)?, depth, left)?;
+        } else {
+            storable(&item, depth, left)?;
+        }
     }
     Ok(())
 }

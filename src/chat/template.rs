@@ -7,8 +7,9 @@
 //!
 //! Known differences from Jinja: a mapping's methods are found by call only, so that
 //! `schema["items"]` of a schema without items is undefined and not a method; a macro's default
-//! argument cannot name an earlier argument; there is no sign `+`; and floats print their exponent
-//! as Rust does outside of `tojson`.
+//! argument cannot name an earlier argument; there is no sign `+`; floats print their exponent as
+//! Rust does outside of `tojson`; integers next to `*` may not exceed 4096; a namespace cannot hold
+//! a namespace.
 
 use std::collections::BTreeMap;
 use std::io;

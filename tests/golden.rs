@@ -21,7 +21,7 @@ const TOLERANCE: f64 = 1e-3;
 /// Tokens of every snapshot, and log-probabilities of each.
 const TOKENS: usize = 64;
 const TOP: usize = 5;
-/// MLX's work belongs to one thread at a time.
+/// Side by side the models would only compete for the cores.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// Models that share their prompts.

@@ -13,7 +13,7 @@ use gpt_oss_mlx::{FinishReason, GenerateOptions, LoadOptions, Model, Tokenizer};
 use serde::Deserialize;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
-/// MLX's work belongs to one thread at a time.
+/// Side by side the models would only compete for the cores.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 #[derive(Deserialize)]

@@ -2,15 +2,16 @@
 //!
 //! Rows lie in order in a block somewhat longer than the window. When the block is full, the rows
 //! still needed move to its front. Compared with a ring written round and round, the visible rows
-//! are always one contiguous view, so that decoding needs no mask, and the last `SLACK` tokens can
-//! be taken back exactly; it costs one move of a few hundred rows every `STEP` tokens.
+//! are always one contiguous view, so that decoding needs no mask; it costs one move of a few
+//! hundred rows every `STEP` tokens.
 
 use mlx_rs::{Array, ops};
 
 use super::{KeysValues, Rows, row_count, rows_of, too_long};
 use crate::error::{Error, Result};
 
-/// Rows kept beyond the window, so that as many tokens can be taken back.
+/// Rows kept beyond the window, so that the window of a position up to as many tokens back is still
+/// whole. Nothing goes back yet; the room is part of the layout, since rows once dropped are gone.
 const SLACK: i32 = 32;
 /// Tokens between two moves.
 const STEP: i32 = 64;

@@ -7,7 +7,8 @@ use crate::chat::channels::{Channel, ChannelSplitter, Part};
 use crate::chat::template::{ChatTemplate, TemplateInput};
 use crate::error::{Error, Result};
 use crate::generate::{FinishReason, GenerateOptions, Generation, Timings, Token, TokenSource};
-use crate::model::{Decoder, LoadOptions, Model};
+use crate::model::{LoadOptions, Model};
+use crate::session::{Decoder, Session};
 use crate::stop::StopMatcher;
 use crate::tokenizer::{Detokenizer, Tokenizer};
 
@@ -126,6 +127,39 @@ impl TextModel {
     ) -> Result<Completion<Decoder<'_>>> {
         let generation = self.model.generate(prompt, &options.generate)?;
         Completion::new(generation, &self.tokenizer, options)
+    }
+
+    /// [`TextModel::complete`] in a session: what the session's cache holds of `prompt`, the whole
+    /// conversation so far, is not computed again. Where the first and the last user message begin
+    /// is kept for prompts that branch off there: another conversation under the same
+    /// instructions, or the last message edited.
+    ///
+    /// # Errors
+    /// As [`TextModel::complete`], and [`Error::Argument`] for a session of another model.
+    pub fn complete_in<'a>(
+        &'a self,
+        session: &'a mut Session,
+        prompt: &[u32],
+        options: &CompletionOptions,
+    ) -> Result<Completion<Decoder<'a>>> {
+        session.set_branch_points(self.user_turns(prompt));
+        let generation = self.model.generate_in(session, prompt, &options.generate)?;
+        Completion::new(generation, &self.tokenizer, options)
+    }
+
+    /// Where the first and the last user message of a Harmony prompt begin.
+    fn user_turns(&self, prompt: &[u32]) -> Vec<usize> {
+        let Some(start) = self.tokenizer.token_id("<|start|>") else { return Vec::new() };
+        let Ok(user) = self.tokenizer.encode("user", false) else { return Vec::new() };
+        let turns = || {
+            let starts = prompt.iter().enumerate().filter(|(_, id)| **id == start);
+            let user_turn = |(at, _): (usize, &u32)| {
+                let role = prompt.get(at.saturating_add(1)..)?;
+                (at > 0 && role.starts_with(&user)).then_some(at)
+            };
+            starts.filter_map(user_turn)
+        };
+        turns().next().into_iter().chain(turns().next_back()).collect()
     }
 }
 

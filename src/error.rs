@@ -99,6 +99,14 @@ pub enum Error {
         /// Tokens that fit.
         limit: usize,
     },
+    /// A cache no longer holds what going back to this length needs.
+    #[error("the cache cannot go back from {from} tokens to {to}")]
+    CannotGoBack {
+        /// Tokens in the cache.
+        from: usize,
+        /// Tokens that were to be left.
+        to: usize,
+    },
     /// The model's output at this position is not a number.
     #[error("the logits at position {position} are not finite")]
     NotFinite {
@@ -160,6 +168,12 @@ impl Error {
             Self::ContextFull { limit, .. } => {
                 format!("shorten the prompt or ask for fewer tokens, {limit} in all at most")
             }
+            Self::CannotGoBack { from, to } if to > from => {
+                format!("a cache of {from} tokens can only become shorter")
+            }
+            Self::CannotGoBack { .. } => "use `rewind`, which goes back as far as is needed, or \
+                                          give the policy more `slack`"
+                .into(),
             Self::NotFinite { .. } => "the weights are damaged or of an unsupported type: check \
                                        the files' checksums"
                 .into(),

@@ -25,6 +25,14 @@ pub trait TokenSource {
     fn stop_ids(&self) -> &[u32];
     /// Where the work runs.
     fn device(&self) -> Device;
+    /// Takes up a sequence that begins with `prompt`: returns how many of its tokens, fewer than
+    /// all, are held already and need not be fed. The next token fed is the one behind them.
+    ///
+    /// # Errors
+    /// Those of the model.
+    fn begin(&mut self, _prompt: &[u32]) -> Result<usize> {
+        Ok(self.position())
+    }
     /// Feeds part of a prompt, at least one token, and waits until the cache holds it.
     ///
     /// # Errors
@@ -142,6 +150,8 @@ impl FinishReason {
 pub struct Timings {
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
+    /// Those of them that a cache held already.
+    pub cached_prompt_tokens: usize,
     /// Tokens generated.
     pub generated_tokens: usize,
     /// From the start to the first token's logits.
@@ -155,9 +165,9 @@ pub struct Timings {
 }
 
 impl Timings {
-    /// Prompt tokens per second.
+    /// Prompt tokens computed per second.
     pub fn prefill_tokens_per_second(&self) -> f64 {
-        rate(self.prompt_tokens, self.prefill)
+        rate(self.prompt_tokens.saturating_sub(self.cached_prompt_tokens), self.prefill)
     }
 
     /// Generated tokens per second, without the first, which prefill gives.
@@ -208,7 +218,8 @@ impl<S: TokenSource> std::fmt::Debug for Generation<S> {
 }
 
 impl<S: TokenSource> Generation<S> {
-    /// Prepares to generate after `prompt`. Nothing is computed yet.
+    /// Prepares to generate after `prompt`, the whole sequence so far: what of it the source holds
+    /// already is not fed again. Nothing is computed yet.
     ///
     /// # Errors
     /// [`Error::Argument`] for an empty prompt, an id outside the vocabulary or an option out of
@@ -231,10 +242,9 @@ impl<S: TokenSource> Generation<S> {
             return Err(Error::argument("logprobs", reason));
         }
         let limit = source.context_limit();
-        let start = source.position().saturating_add(prompt.len());
-        let room = limit.saturating_sub(start);
+        let room = limit.saturating_sub(prompt.len());
         if room == 0 {
-            return Err(Error::ContextFull { tokens: start.saturating_add(1), limit });
+            return Err(Error::ContextFull { tokens: prompt.len().saturating_add(1), limit });
         }
         let stop_ids = options.stop_ids.clone().unwrap_or_else(|| source.stop_ids().to_vec());
         let mut sampler = Sampler::new(&options.sampling, vocab_size, &stop_ids)?;
@@ -280,7 +290,12 @@ impl<S: TokenSource> Generation<S> {
             return Ok(());
         }
         let prompt = std::mem::take(&mut self.prompt);
-        let mut rest = prompt.as_slice();
+        let cached = self.source.begin(&prompt)?;
+        let mut rest = prompt.get(cached..).filter(|rest| !rest.is_empty()).ok_or_else(|| {
+            let reason = format!("{} tokens, of which the source holds {cached}", prompt.len());
+            Error::argument("prompt", reason)
+        })?;
+        self.timings.cached_prompt_tokens = cached;
         while let Some((chunk, more)) = rest.split_at_checked(self.prefill_chunk)
             && !more.is_empty()
         {

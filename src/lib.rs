@@ -54,11 +54,12 @@ mod model;
 mod moe;
 pub mod rope;
 pub mod sampler;
+mod session;
 pub mod stop;
 pub mod tokenizer;
 pub mod weights;
 
-pub use cache::Cache;
+pub use cache::{Cache, KvBits, KvBytes, KvPolicy};
 pub use completion::{Completion, CompletionOptions, Piece, TextModel, Visible};
 pub use config::Config;
 pub use error::{Error, Result, Source, TensorMismatch};
@@ -67,7 +68,8 @@ pub use generate::{
     TokenSource,
 };
 pub use mlx::Device;
-pub use model::{Decoder, LoadOptions, Model};
+pub use model::{LoadOptions, Model};
 pub use sampler::Sampling;
+pub use session::{Decoder, Session};
 pub use stop::StopMatcher;
 pub use tokenizer::Tokenizer;

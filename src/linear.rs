@@ -44,7 +44,7 @@ impl Linear {
                     let rows = mlx::dequantize(weight, scales, biases, *params, x.dtype())?;
                     x.matmul(rows.transpose()?)?
                 } else {
-                    mlx::quantized_matmul(x, weight, scales, biases, *params)?
+                    mlx::quantized_matmul(x, weight, scales, biases, *params, true)?
                 }
             }
         };
@@ -107,7 +107,7 @@ impl Embedding {
         match &self.weight {
             Weight::Float(weight) => Ok(ops::matmul(x, weight.transpose()?)?),
             Weight::Quantized { weight, scales, biases, params } => {
-                mlx::quantized_matmul(x, weight, scales, biases.as_ref(), *params)
+                mlx::quantized_matmul(x, weight, scales, biases.as_ref(), *params, true)
             }
         }
     }

@@ -3,14 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use mlx_rs::{Array, Dtype, fast};
+use mlx_rs::{Array, Dtype, fast, ops};
 
-use crate::attention::{Attention, AttentionShape, SlidingMasks};
-use crate::cache::{Cache, LayerCache};
+use crate::attention::{Attention, AttentionShape, Masks};
+use crate::cache::{Cache, KvPolicy, LayerCache};
 use crate::checkpoint::Checkpoint;
 use crate::config::{Config, GenerationConfig};
 use crate::error::{Error, Result};
-use crate::generate::{GenerateOptions, Generation, TokenSource};
 use crate::linear::{Embedding, Linear};
 use crate::mlx::{self, Device};
 use crate::moe::{Moe, MoeShared};
@@ -27,11 +26,13 @@ pub struct LoadOptions {
     /// Join gate and up projections that are stored apart, at the cost of a copy: decoding is
     /// faster. Without it they stay as they are, and on Metal in the mapped file.
     pub fuse_gate_up: bool,
+    /// How caches keep keys and values; checked against the model's shape.
+    pub kv: KvPolicy,
 }
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        Self { device: Device::Auto, fuse_gate_up: true }
+        Self { device: Device::Auto, fuse_gate_up: true, kv: KvPolicy::default() }
     }
 }
 
@@ -47,6 +48,7 @@ pub struct Model {
     device: Device,
     load_time: Duration,
     dtype: Dtype,
+    kv: KvPolicy,
     rope: Rope,
     moe: MoeShared,
     embed_tokens: Embedding,
@@ -89,7 +91,7 @@ impl Layer {
         x: &Array,
         model: &Model,
         offset: i32,
-        masks: &mut SlidingMasks,
+        masks: &mut Masks,
         cache: &mut LayerCache,
     ) -> Result<Array> {
         let h = self.input_layernorm.forward(x)?;
@@ -134,6 +136,7 @@ impl Model {
         // Asked first: a wrong path should not be reported as a missing config.json.
         std::fs::read_dir(dir).map_err(Error::io("open the model folder", dir))?;
         let config = Config::from_dir(dir)?;
+        options.kv.validate(&config)?;
         let generation = GenerationConfig::from_dir(dir)?;
         if let Some(generation) = &generation {
             generation.check_vocabulary(&dir.join("generation_config.json"), config.vocab_size)?;
@@ -153,6 +156,7 @@ impl Model {
             let loader = Loader::new(checkpoint, dtype, on_gpu, options.fuse_gate_up, progress);
             Self::build(dir, config, stop_ids, &plan, device, dtype, loader)
         })?;
+        model.kv = options.kv;
         model.load_time = started.elapsed();
         Ok(model)
     }
@@ -199,6 +203,7 @@ impl Model {
             stop_ids,
             device,
             dtype,
+            kv: KvPolicy::default(),
             load_time: Duration::ZERO,
         })
     }
@@ -236,14 +241,41 @@ impl Model {
         &self.stop_ids
     }
 
+    /// Most tokens of a sequence.
+    pub fn context_limit(&self) -> usize {
+        self.config.max_position_embeddings
+    }
+
+    /// Where the model runs.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
     /// How long loading took.
     pub fn load_time(&self) -> Duration {
         self.load_time
     }
 
-    /// An empty cache for one sequence.
+    /// An empty cache for one sequence, with the policy that the model was loaded with.
     pub fn new_cache(&self) -> Cache {
-        Cache::new(&self.config)
+        Cache::new(&self.config, &self.kv)
+    }
+
+    /// An empty cache with another policy.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] when this model cannot honour the policy.
+    pub fn new_cache_with(&self, policy: &KvPolicy) -> Result<Cache> {
+        policy.validate(&self.config)?;
+        Ok(Cache::new(&self.config, policy))
+    }
+
+    /// Bytes of a float of the activations, and so of keys and values that are not quantized.
+    pub fn activation_bytes(&self) -> usize {
+        match self.dtype {
+            Dtype::Float32 => 4,
+            _ => 2,
+        }
     }
 
     /// Feeds the next tokens of a sequence to the model and returns the logits of each,
@@ -261,27 +293,9 @@ impl Model {
         })
     }
 
-    /// Starts generating after `prompt` with a cache of its own. See [`Generation`].
-    ///
-    /// # Errors
-    /// [`Error::Argument`] for an empty prompt, an id outside the vocabulary or an option out of
-    /// range, [`Error::ContextFull`] when the prompt leaves no room for a token.
-    pub fn generate(
-        &self,
-        prompt: &[u32],
-        options: &GenerateOptions,
-    ) -> Result<Generation<Decoder<'_>>> {
-        Generation::new(self.decoder(), prompt, options)
-    }
-
-    /// This model with an empty cache, for a loop of one's own.
-    pub fn decoder(&self) -> Decoder<'_> {
-        Decoder { model: self, cache: self.new_cache() }
-    }
-
     /// Token ids as an array [1, length], each below the vocabulary's size: a lookup outside it
     /// would read foreign memory.
-    fn checked(&self, tokens: &[u32]) -> Result<Array> {
+    pub(crate) fn checked(&self, tokens: &[u32]) -> Result<Array> {
         let vocab_size = self.config.vocab_size;
         let inside = |&id: &u32| usize::try_from(id).is_ok_and(|id| id < vocab_size);
         if let Some(id) = tokens.iter().find(|id| !inside(id)) {
@@ -296,23 +310,42 @@ impl Model {
     }
 
     /// Token ids u32 [1, length] → the last layer's output after its norm, [1, length, hidden].
-    fn hidden(&self, tokens: &Array, cache: &mut Cache) -> Result<Array> {
-        let limit = self.config.max_position_embeddings;
-        let total = cache.len().saturating_add(tokens.size());
-        let offset = i32::try_from(cache.len()).ok().filter(|_| total <= limit);
-        let offset = offset.ok_or(Error::ContextFull { tokens: total, limit })?;
+    pub(crate) fn hidden(&self, tokens: &Array, cache: &mut Cache) -> Result<Array> {
+        let limit = self.context_limit();
+        let length = tokens.size();
+        let total = cache.len().saturating_add(length);
+        if total > limit {
+            return Err(Error::ContextFull { tokens: total, limit });
+        }
+        let first = cache.undivided(length);
+        if first == length {
+            return self.step(tokens, cache);
+        }
+        let int =
+            |n: usize| i32::try_from(n).map_err(|_| Error::ContextFull { tokens: total, limit });
+        let (first, length) = (int(first)?, int(length)?);
+        let before = self.step(&mlx::slice(tokens, &[0, 0], &[1, first])?, cache)?;
+        let after = self.step(&mlx::slice(tokens, &[0, first], &[1, length])?, cache)?;
+        Ok(ops::concatenate(&[before, after], 1)?)
+    }
+
+    /// [`Model::hidden`] of tokens that the cache takes at once.
+    fn step(&self, tokens: &Array, cache: &mut Cache) -> Result<Array> {
+        let limit = self.context_limit();
+        let offset = i32::try_from(cache.len())
+            .map_err(|_| Error::ContextFull { tokens: cache.len(), limit })?;
         cache.begin(self.layers.len())?;
-        let mut masks = SlidingMasks::new(self.dtype);
+        let mut masks = Masks::new(self.dtype);
         let mut x = self.embed_tokens.forward(tokens)?;
         for (layer, cache) in self.layers.iter().zip(&mut cache.layers) {
             x = layer.forward(&x, self, offset, &mut masks, cache)?;
         }
-        cache.advance(tokens.size());
+        cache.advance(tokens.size())?;
         self.norm.forward(&x)
     }
 
     /// [..., hidden] → [..., vocabulary].
-    fn head(&self, hidden: &Array) -> Result<Array> {
+    pub(crate) fn head(&self, hidden: &Array) -> Result<Array> {
         match &self.lm_head {
             Some(lm_head) => lm_head.forward(hidden),
             None => self.embed_tokens.as_head(hidden),
@@ -332,76 +365,10 @@ fn activation_dtype(plan: &Plan) -> Dtype {
     }
 }
 
-/// A model with the cache of one sequence: what the generation loop drives.
-#[derive(Debug)]
-pub struct Decoder<'a> {
-    model: &'a Model,
-    cache: Cache,
-}
-
-impl TokenSource for Decoder<'_> {
-    fn vocab_size(&self) -> usize {
-        self.model.config.vocab_size
-    }
-
-    fn context_limit(&self) -> usize {
-        self.model.config.max_position_embeddings
-    }
-
-    fn position(&self) -> usize {
-        self.cache.len()
-    }
-
-    fn stop_ids(&self) -> &[u32] {
-        &self.model.stop_ids
-    }
-
-    fn prefill(&mut self, tokens: &[u32]) -> Result<()> {
-        let tokens = self.model.checked(tokens)?;
-        self.model.device.run(|| {
-            self.model.hidden(&tokens, &mut self.cache)?;
-            // Only what the cache holds is computed; the last layer's output is not.
-            mlx_rs::transforms::eval(self.cache.arrays())?;
-            mlx::clear_cache()
-        })
-    }
-
-    fn logits(&mut self, tokens: &[u32]) -> Result<Array> {
-        let tokens = self.model.checked(tokens)?;
-        self.step_on(&tokens)
-    }
-
-    fn step(&mut self, token: &Array) -> Result<Array> {
-        self.step_on(&token.reshape(&[1, 1])?)
-    }
-
-    fn device(&self) -> Device {
-        self.model.device
-    }
-}
-
-impl Decoder<'_> {
-    /// Logits [vocabulary] after the last of `tokens` [1, length].
-    fn step_on(&mut self, tokens: &Array) -> Result<Array> {
-        let model = self.model;
-        model.device.run(|| {
-            let hidden = model.hidden(tokens, &mut self.cache)?;
-            let &[_, length, width] = hidden.shape() else {
-                return Err(Error::Mlx { op: "logits", message: "shape".into() });
-            };
-            let last = match length {
-                1 => hidden,
-                _ => mlx::slice(&hidden, &[0, length - 1, 0], &[1, length, width])?,
-            };
-            Ok(model.head(&last)?.reshape(&[-1])?)
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cache::SlidingCache;
+    use crate::cache::{KeysValues, SlidingCache};
 
     const DIR: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/gpt-oss-tiny");
 
@@ -420,7 +387,7 @@ mod tests {
             // One token, a few, and enough for experts sorted by number and a mask.
             for length in [1u32, 9, 100] {
                 let mut cache = model.new_cache();
-                let mut masks = SlidingMasks::new(dtype);
+                let mut masks = Masks::new(dtype);
                 let ids = model.checked(&(0..length).collect::<Vec<_>>()).unwrap();
                 let mut x = model.embed_tokens.forward(&ids).unwrap();
                 for (layer, cache) in model.layers.iter().zip(&mut cache.layers) {
@@ -448,7 +415,7 @@ mod tests {
         // A step that MLX refuses in the second layer, after the first has taken it in.
         let mut cache = model.new_cache();
         model.forward(&[1], &mut cache).unwrap();
-        cache.layers[1] = LayerCache::Sliding(SlidingCache::new(2));
+        cache.layers[1] = LayerCache::Sliding(SlidingCache::new(2, 32));
         let strange = Array::from_slice(&[0f32; 24], &[1, 3, 1, 8]);
         cache.layers[1].update(strange.clone(), strange).unwrap();
         assert!(matches!(model.forward(&[1], &mut cache), Err(Error::Mlx { .. })));
@@ -462,10 +429,7 @@ mod tests {
         let sliding = |cache: &Cache| -> usize {
             let layers = cache.layers.iter();
             let sliding = layers.filter(|layer| matches!(layer, LayerCache::Sliding(_)));
-            sliding
-                .flat_map(LayerCache::held)
-                .map(|(keys, values)| keys.nbytes() + values.nbytes())
-                .sum()
+            sliding.flat_map(LayerCache::held).flat_map(KeysValues::arrays).map(Array::nbytes).sum()
         };
         model.forward(&[1], &mut cache).unwrap().eval().unwrap();
         let at_first = sliding(&cache);

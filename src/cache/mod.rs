@@ -1,52 +1,73 @@
 //! Keys and values of the tokens seen so far, one [`LayerCache`] for each layer.
 //!
-//! Full layers keep everything, in memory that grows in steps. Sliding layers keep the window and
-//! a slack in memory that never grows.
+//! Full layers keep everything, in memory that grows in steps, as floats or packed. Sliding layers
+//! keep the window and a slack in memory that never grows. A sequence can go back: full layers are
+//! cut, sliding ones drop rows of their slack or take those of a [`snapshot`](Cache::snapshot).
 
 mod full;
+mod policy;
+mod rows;
+mod size;
 mod sliding;
+mod snapshots;
 
-use mlx_rs::Array;
+use mlx_rs::{Array, transforms};
 
 use crate::config::{Config, LayerType};
 use crate::error::{Error, Result};
 
 pub(crate) use full::FullCache;
+pub use policy::{KvBits, KvPolicy};
+pub(crate) use rows::{KeysValues, PackedRows, Rows};
+pub use size::KvBytes;
 pub(crate) use sliding::SlidingCache;
+pub(crate) use snapshots::Snapshot;
+use snapshots::Snapshots;
 
 /// The cache of one sequence.
-#[derive(Debug)]
+///
+/// A clone shares the arrays' memory until one of the two is written to; neither ever sees what the
+/// other adds.
+#[derive(Debug, Clone)]
 pub struct Cache {
     pub(crate) layers: Vec<LayerCache>,
+    policy: KvPolicy,
+    window: usize,
     /// Tokens seen.
     len: usize,
     /// A step is being built: some layers have its keys and values, others not yet.
     half_way: bool,
+    snapshots: Snapshots,
 }
 
 /// The cache of one layer.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) enum LayerCache {
     Full(FullCache),
     Sliding(SlidingCache),
 }
 
-/// Keys and values, each [batch, key-value heads, length, head_dim].
-pub(crate) type KeysValues = (Array, Array);
-
 impl Cache {
-    pub(crate) fn new(config: &Config) -> Self {
+    /// An empty cache. The policy was validated.
+    pub(crate) fn new(config: &Config, policy: &KvPolicy) -> Self {
         let layers = config
             .layer_types
             .iter()
             .map(|layer_type| match layer_type {
-                LayerType::FullAttention => LayerCache::Full(FullCache::default()),
+                LayerType::FullAttention => LayerCache::Full(FullCache::new(*policy)),
                 LayerType::SlidingAttention => {
-                    LayerCache::Sliding(SlidingCache::new(config.sliding_window))
+                    LayerCache::Sliding(SlidingCache::new(config.sliding_window, policy.slack))
                 }
             })
             .collect();
-        Self { layers, len: 0, half_way: false }
+        Self {
+            layers,
+            policy: *policy,
+            window: config.sliding_window,
+            len: 0,
+            half_way: false,
+            snapshots: Snapshots::default(),
+        }
     }
 
     /// Tokens seen so far: the position of the next one.
@@ -59,9 +80,163 @@ impl Cache {
         self.len == 0
     }
 
-    /// Bytes of all keys and values held, allocated but unused ones included.
+    /// How keys and values are kept.
+    pub fn policy(&self) -> &KvPolicy {
+        &self.policy
+    }
+
+    /// Bytes of all keys and values held: rows allocated ahead and snapshots included.
     pub fn nbytes(&self) -> usize {
         self.arrays().map(Array::nbytes).sum()
+    }
+
+    /// Drops everything: the sequence begins anew.
+    pub fn clear(&mut self) {
+        for layer in &mut self.layers {
+            match layer {
+                LayerCache::Full(cache) => *cache = FullCache::new(self.policy),
+                LayerCache::Sliding(cache) => {
+                    *cache = SlidingCache::new(self.window, self.policy.slack);
+                }
+            }
+        }
+        self.snapshots = Snapshots::default();
+        self.len = 0;
+        self.half_way = false;
+    }
+
+    /// Takes tokens back, so that `len` are left. Exact up to the policy's slack and for a cache
+    /// that the window has not outgrown; the rest is [`Cache::rewind`]'s part.
+    ///
+    /// # Errors
+    /// [`Error::CannotGoBack`] when rows that the next query would see are gone. The cache is then
+    /// as it was.
+    pub fn trim(&mut self, len: usize) -> Result<()> {
+        if !self.can_trim(len) {
+            return Err(Error::CannotGoBack { from: self.len, to: len });
+        }
+        if len == 0 {
+            self.clear();
+            return Ok(());
+        }
+        let back = self.len.saturating_sub(len);
+        for layer in &mut self.layers {
+            match layer {
+                LayerCache::Full(cache) => cache.go_back(len)?,
+                LayerCache::Sliding(cache) => cache.drop_last(back)?,
+            }
+        }
+        self.len = len;
+        self.snapshots.forget_after(len);
+        Ok(())
+    }
+
+    /// True when [`Cache::trim`] to this length succeeds.
+    pub fn can_trim(&self, len: usize) -> bool {
+        let layers = || {
+            self.layers.iter().all(|layer| match layer {
+                LayerCache::Full(cache) => cache.can_go_back(len),
+                LayerCache::Sliding(cache) => cache.can_go_back(self.len, len),
+            })
+        };
+        len <= self.len && (len == 0 || (!self.half_way && layers()))
+    }
+
+    /// The largest length, `len` at most, to which [`Cache::rewind`] can go back.
+    pub fn reachable(&self, len: usize) -> usize {
+        let len = len.min(self.len);
+        if self.can_trim(len) {
+            return len;
+        }
+        if self.half_way {
+            return 0;
+        }
+        let through = |snapshot: &Snapshot| {
+            let to = len.min(snapshot.position);
+            (self.full_layers_reach(to) && snapshot.covers(to, self.window)).then_some(to)
+        };
+        self.snapshots.iter().filter_map(through).max().unwrap_or(0)
+    }
+
+    fn full_layers_reach(&self, len: usize) -> bool {
+        self.layers.iter().all(|layer| match layer {
+            LayerCache::Full(cache) => cache.can_go_back(len),
+            LayerCache::Sliding(_) => true,
+        })
+    }
+
+    /// Goes back to `len` tokens or, where the sliding layers have forgotten what was seen there, to
+    /// the nearest position before it of which a snapshot was kept. Returns the length reached; the
+    /// tokens from there on have to be fed again. What is computed from then on is what a fresh
+    /// cache would give.
+    ///
+    /// # Errors
+    /// [`Error::Mlx`] when MLX fails.
+    pub fn rewind(&mut self, len: usize) -> Result<usize> {
+        let to = self.reachable(len);
+        if self.can_trim(to) {
+            self.trim(to)?;
+            return Ok(to);
+        }
+        let window = self.window;
+        let snapshot =
+            self.snapshots.iter().rev().find(|s| s.position >= to && s.covers(to, window));
+        let Some(snapshot) = snapshot.cloned() else {
+            self.clear();
+            return Ok(0);
+        };
+        // If anything fails from here on, the layers are at different positions.
+        self.half_way = true;
+        let mut saved = snapshot.layers.iter();
+        for layer in &mut self.layers {
+            match layer {
+                LayerCache::Full(cache) => cache.go_back(to)?,
+                LayerCache::Sliding(cache) => {
+                    cache.restore(saved.next())?;
+                    cache.drop_last(snapshot.position.saturating_sub(to))?;
+                }
+            }
+        }
+        self.half_way = false;
+        self.len = to;
+        self.snapshots.forget_after(to);
+        // The way back to here must not be lost with the next tokens.
+        self.snapshot()?;
+        Ok(to)
+    }
+
+    /// Keeps a copy of the sliding layers at the current position, so that [`Cache::rewind`] can
+    /// come back here, and to up to `slack` tokens before, however much follows. Bounded by the
+    /// policy's `snapshot_bytes`: older ones are thinned out.
+    ///
+    /// # Errors
+    /// [`Error::Mlx`] when MLX fails.
+    pub fn snapshot(&mut self) -> Result<()> {
+        let budget = self.policy.snapshot_bytes;
+        if self.half_way || self.is_empty() || budget == 0 || self.snapshots.newest() == self.len {
+            return Ok(());
+        }
+        let mut layers = Vec::new();
+        for layer in &self.layers {
+            if let LayerCache::Sliding(cache) = layer {
+                layers.extend(cache.snapshot()?);
+            }
+        }
+        let snapshot = Snapshot { position: self.len, layers };
+        // Else it would hold on to all the steps before it until it is needed.
+        transforms::async_eval(snapshot.arrays())?;
+        self.snapshots.push(snapshot, budget);
+        Ok(())
+    }
+
+    /// True when it was made for a model of this shape.
+    pub(crate) fn fits(&self, config: &Config) -> bool {
+        let kind = |layer: &LayerCache| match layer {
+            LayerCache::Full(_) => LayerType::FullAttention,
+            LayerCache::Sliding(_) => LayerType::SlidingAttention,
+        };
+        self.window == config.sliding_window
+            && self.layers.iter().map(kind).eq(config.layer_types.iter().copied())
     }
 
     /// Begins a step of a model with this number of layers.
@@ -74,96 +249,60 @@ impl Cache {
             return Err(Error::argument("cache", "it belongs to another model"));
         }
         if self.half_way {
-            return Err(Error::argument("cache", "a step failed half-way; start a new cache"));
+            return Err(Error::argument("cache", "a step failed half-way; clear it or start anew"));
         }
         self.half_way = true;
         Ok(())
     }
 
     /// Ends a step: all layers have taken its tokens in.
-    pub(crate) fn advance(&mut self, tokens: usize) {
+    pub(crate) fn advance(&mut self, tokens: usize) -> Result<()> {
         self.len = self.len.saturating_add(tokens);
         self.half_way = false;
+        let every = self.policy.snapshot_every;
+        if every > 0 && self.len.saturating_sub(self.snapshots.newest()) >= every {
+            self.snapshot()?;
+        }
+        Ok(())
+    }
+
+    /// Marks the cache as one whose contents cannot be trusted: a computation failed.
+    pub(crate) fn spoil(&mut self) {
+        self.half_way = true;
+    }
+
+    /// How many of the next `tokens` a step may take at once: the first query that sees quantized
+    /// keys begins a step of its own, so that the result does not depend on how a prompt is cut.
+    pub(crate) fn undivided(&self, tokens: usize) -> usize {
+        match self.policy.quantize_from.checked_sub(self.len) {
+            Some(before) if self.policy.is_quantized() && before > 0 => tokens.min(before),
+            _ => tokens,
+        }
     }
 
     /// All arrays held; evaluating them ends the graph that made them.
     pub(crate) fn arrays(&self) -> impl Iterator<Item = &Array> {
-        self.layers.iter().filter_map(LayerCache::held).flat_map(|(keys, values)| [keys, values])
+        let layers = self.layers.iter().filter_map(LayerCache::held);
+        layers.flat_map(KeysValues::arrays).chain(self.snapshots.arrays())
     }
 }
 
 impl LayerCache {
     /// The memory for keys and values; None before the first token.
-    pub(crate) fn held(&self) -> Option<(&Array, &Array)> {
+    pub(crate) fn held(&self) -> Option<&KeysValues> {
         match self {
             Self::Full(cache) => cache.held(),
             Self::Sliding(cache) => cache.held(),
         }
     }
 
-    /// Appends the keys and values of `length` new tokens and returns those that the new tokens'
-    /// queries may see, oldest first, the new ones last.
+    /// Appends the keys and values of new tokens and returns those that the new tokens' queries may
+    /// see, oldest first, the new ones last.
     pub(crate) fn update(&mut self, keys: Array, values: Array) -> Result<KeysValues> {
+        let new = KeysValues::float(keys, values);
         match self {
-            Self::Full(cache) => cache.update(&keys, &values),
-            Self::Sliding(cache) => cache.update(keys, values),
+            Self::Full(cache) => cache.update(new),
+            Self::Sliding(cache) => cache.update(new),
         }
     }
-}
-
-/// A fixed block of memory for keys and values: rows are written in place and read as views.
-#[derive(Debug)]
-struct Rows {
-    keys: Array,
-    values: Array,
-    capacity: i32,
-}
-
-impl Rows {
-    /// Zeroed rows of the shape and type of `keys` [batch, heads, _, head_dim] and `values`.
-    fn new(keys: &Array, values: &Array, capacity: i32) -> Result<Self> {
-        let zeros = |like: &Array| -> Result<Array> {
-            let &[batch, heads, _, dim] = like.shape() else { return Err(wrong_rank(like)) };
-            Ok(mlx_rs::ops::zeros_dtype(&[batch, heads, capacity, dim], like.dtype())?)
-        };
-        Ok(Self { keys: zeros(keys)?, values: zeros(values)?, capacity })
-    }
-
-    /// Writes rows from `at` on. In place when no view is alive at evaluation.
-    fn write(self, keys: &Array, values: &Array, at: i32) -> Result<Self> {
-        let put = |target: Array, rows: &Array| -> Result<Array> {
-            let &[batch, heads, length, dim] = rows.shape() else { return Err(wrong_rank(rows)) };
-            let stop = [batch, heads, at.saturating_add(length), dim];
-            crate::mlx::slice_update(target, rows, &[0, 0, at, 0], &stop)
-        };
-        Ok(Self {
-            keys: put(self.keys, keys)?,
-            values: put(self.values, values)?,
-            capacity: self.capacity,
-        })
-    }
-
-    /// A view of the rows from `start` up to `stop`.
-    fn view(&self, start: i32, stop: i32) -> Result<KeysValues> {
-        Ok((rows_of(&self.keys, start, stop)?, rows_of(&self.values, start, stop)?))
-    }
-}
-
-/// The rows from `start` up to `stop` of [batch, heads, length, head_dim]. A view.
-fn rows_of(array: &Array, start: i32, stop: i32) -> Result<Array> {
-    let &[batch, heads, _, dim] = array.shape() else { return Err(wrong_rank(array)) };
-    crate::mlx::slice(array, &[0, 0, start, 0], &[batch, heads, stop, dim])
-}
-
-/// Number of rows of [batch, heads, length, head_dim].
-fn row_count(array: &Array) -> Result<i32> {
-    array.shape().get(2).copied().ok_or_else(|| wrong_rank(array))
-}
-
-fn wrong_rank(array: &Array) -> Error {
-    Error::Mlx { op: "cache", message: format!("keys or values of shape {:?}", array.shape()) }
-}
-
-fn too_long() -> Error {
-    Error::argument("tokens", "more than a cache can count")
 }

@@ -5,70 +5,127 @@
 //! are always one contiguous view, so that decoding needs no mask; it costs one move of a few
 //! hundred rows every `STEP` tokens.
 
-use mlx_rs::{Array, ops};
-
-use super::{KeysValues, Rows, row_count, rows_of, too_long};
+use super::rows::{KeysValues, too_long};
 use crate::error::{Error, Result};
 
-/// Rows kept beyond the window, so that the window of a position up to as many tokens back is still
-/// whole. Nothing goes back yet; the room is part of the layout, since rows once dropped are gone.
-const SLACK: i32 = 32;
 /// Tokens between two moves.
-const STEP: i32 = 64;
+const STEP: usize = 64;
+
+/// Rows that a move keeps: those that the next query sees before its own, and the slack, so that
+/// the window of a position up to as many tokens back is still whole.
+pub(super) fn kept(window: usize, slack: usize) -> usize {
+    window.saturating_sub(1).saturating_add(slack)
+}
+
+/// Rows that the memory holds.
+pub(super) fn capacity(window: usize, slack: usize) -> usize {
+    kept(window, slack).saturating_add(STEP)
+}
 
 /// Keys and values of the last tokens, in memory that does not grow.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct SlidingCache {
-    /// Tokens that a query sees before its own: the window less one.
-    before: i32,
-    rows: Option<Rows>,
-    /// Rows in use, from the block's front.
+    window: usize,
+    slack: usize,
+    rows: Option<KeysValues>,
+    /// Rows in use, from the front.
     len: i32,
 }
 
 impl SlidingCache {
-    pub(crate) fn new(window: usize) -> Self {
-        // The config bounds the window far below this limit.
-        let before = i32::try_from(window.saturating_sub(1)).unwrap_or(i32::MAX / 2);
-        Self { before, rows: None, len: 0 }
+    pub(crate) fn new(window: usize, slack: usize) -> Self {
+        Self { window, slack, rows: None, len: 0 }
     }
 
     /// Returns up to window − 1 earlier rows and then the new ones.
-    pub(super) fn update(&mut self, keys: Array, values: Array) -> Result<KeysValues> {
-        let new = row_count(&keys)?;
-        let kept = self.before.checked_add(SLACK).ok_or_else(too_long)?;
-        let capacity = kept.checked_add(STEP).ok_or_else(too_long)?;
-        let visible_before = self.len.min(self.before);
+    pub(crate) fn update(&mut self, new: KeysValues) -> Result<KeysValues> {
+        let count = new.count()?;
+        let capacity = int(capacity(self.window, self.slack))?;
+        let visible_before = self.len.min(int(self.before())?);
+        // Taken out, so that no second handle keeps MLX from writing in place.
         let rows = match self.rows.take() {
-            None => Rows::new(&keys, &values, capacity)?,
+            None => new.zeros(capacity)?,
             Some(rows) => rows,
         };
-        if self.len.checked_add(new).is_some_and(|end| end <= capacity) {
-            let rows = rows.write(&keys, &values, self.len)?;
-            self.len += new;
-            let view = rows.view(self.len - new - visible_before, self.len)?;
+        if self.len.checked_add(count).is_some_and(|end| end <= capacity) {
+            let rows = rows.write(&new, self.len)?;
+            self.len += count;
+            let view = rows.view(self.len - count - visible_before, self.len)?;
             self.rows = Some(rows);
             return Ok(view);
         }
 
         // The block is full, or the tokens are more than it holds: join what is still needed with
         // the new rows, and put the end of that into the block.
-        let (old_keys, old_values) = rows.view(self.len - self.len.min(kept), self.len)?;
-        let all_keys = ops::concatenate(&[old_keys, keys], 2)?;
-        let all_values = ops::concatenate(&[old_values, values], 2)?;
-        let all = row_count(&all_keys)?;
-        self.len = all.min(kept);
-        let tail = |array: &Array| rows_of(array, all - self.len, all);
-        let (tail_keys, tail_values) = (tail(&all_keys)?, tail(&all_values)?);
-        self.rows = Some(rows.write(&tail_keys, &tail_values, 0)?);
-        let start = all - new - visible_before;
+        let kept = int(kept(self.window, self.slack))?;
+        let old = rows.view(self.len - self.len.min(kept), self.len)?;
+        let all = old.followed_by(&new)?;
+        let total = all.count()?;
+        self.len = total.min(kept);
+        self.rows = Some(rows.write(&all.view(total - self.len, total)?, 0)?);
+        let start = total - count - visible_before;
         if start < 0 {
             return Err(Error::Mlx { op: "cache", message: format!("{start} visible rows") });
         }
-        Ok((rows_of(&all_keys, start, all)?, rows_of(&all_values, start, all)?))
+        all.view(start, total)
     }
 
-    pub(super) fn held(&self) -> Option<(&Array, &Array)> {
-        self.rows.as_ref().map(|rows| (&rows.keys, &rows.values))
+    /// Tokens that a query sees before its own.
+    fn before(&self) -> usize {
+        self.window.saturating_sub(1)
     }
+
+    /// True when, of a sequence of `from` tokens, all rows are there that the query at position
+    /// `to` sees.
+    pub(super) fn can_go_back(&self, from: usize, to: usize) -> bool {
+        covers(self.len, from, to, self.window)
+    }
+
+    /// Drops the last `tokens` rows; the caller has asked [`SlidingCache::can_go_back`].
+    pub(super) fn drop_last(&mut self, tokens: usize) -> Result<()> {
+        self.len = self.len.checked_sub(int(tokens)?).ok_or_else(too_long)?;
+        Ok(())
+    }
+
+    /// A copy of the last rows, as many as a move keeps.
+    pub(super) fn snapshot(&self) -> Result<Option<KeysValues>> {
+        let Some(rows) = &self.rows else { return Ok(None) };
+        let count = self.len.min(int(kept(self.window, self.slack))?);
+        let view = rows.view(self.len - count, self.len)?;
+        // Copied into memory of its own: a view would keep the block, and the next write would
+        // have to copy all of it.
+        Ok(Some(view.zeros(count)?.write(&view, 0)?))
+    }
+
+    /// Holds exactly the rows of a snapshot from now on.
+    pub(super) fn restore(&mut self, snapshot: Option<&KeysValues>) -> Result<()> {
+        let Some(snapshot) = snapshot else {
+            *self = Self::new(self.window, self.slack);
+            return Ok(());
+        };
+        let capacity = int(capacity(self.window, self.slack))?;
+        let count = snapshot.count()?;
+        if count > capacity {
+            return Err(Error::Mlx { op: "cache", message: format!("snapshot of {count} rows") });
+        }
+        self.rows = Some(snapshot.zeros(capacity)?.write(snapshot, 0)?);
+        self.len = count;
+        Ok(())
+    }
+
+    pub(super) fn held(&self) -> Option<&KeysValues> {
+        self.rows.as_ref()
+    }
+}
+
+/// True when the last `rows` rows of a sequence of `from` tokens hold all that the query at
+/// position `to` sees in a window.
+pub(super) fn covers(rows: i32, from: usize, to: usize, window: usize) -> bool {
+    let rows = usize::try_from(rows).unwrap_or(0);
+    let left = from.checked_sub(to).and_then(|back| rows.checked_sub(back));
+    left.is_some_and(|left| left >= to.min(window.saturating_sub(1)))
+}
+
+fn int(n: usize) -> Result<i32> {
+    i32::try_from(n).map_err(|_| too_long())
 }

@@ -31,13 +31,15 @@ fn optional(array: Option<&Array>) -> mlx_sys::mlx_array {
     }
 }
 
-/// `x @ dequantize(weight)ᵀ`: `x` [..., in], packed `weight` [out, in·bits/32] → [..., out].
+/// `x @ dequantize(weight)ᵀ`: `x` [..., in], packed `weight` [..., out, in·bits/32] → [..., out].
+/// Without `transpose`, `x @ dequantize(weight)`: `x` [..., rows], `weight` [..., rows, out·bits/32].
 pub(crate) fn quantized_matmul(
     x: &Array,
     weight: &Array,
     scales: &Array,
     biases: Option<&Array>,
     params: QuantizationParams,
+    transpose: bool,
 ) -> Result<Array> {
     call("quantized_matmul", |out, stream| {
         // SAFETY: all handles are borrowed from live arrays for the duration of the call.
@@ -48,7 +50,7 @@ pub(crate) fn quantized_matmul(
                 weight.as_ptr(),
                 scales.as_ptr(),
                 optional(biases),
-                true,
+                transpose,
                 optional_int(params.group_size),
                 optional_int(params.bits),
                 mode_name(params.mode).as_ptr(),

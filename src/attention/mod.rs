@@ -1,17 +1,25 @@
 //! Grouped-query attention with sinks: `AttentionBlock` of OpenAI's `gpt_oss/torch/model.py`.
 
+mod masks;
+mod packed;
+
 use mlx_rs::fast::{ScaledDotProductAttentionMask as Mask, scaled_dot_product_attention};
 use mlx_rs::{Array, ops};
 
-use crate::cache::LayerCache;
+use crate::cache::{KeysValues, LayerCache, Rows};
 use crate::config::{Config, LayerType};
 use crate::error::{Error, Result};
 use crate::linear::Linear;
 use crate::mlx;
 use crate::rope::{Rope, softmax_scale};
 
+pub(crate) use masks::Masks;
+
 /// Fewest queries that are taken at once when a chunk is cut into blocks.
 const MIN_BLOCK: i32 = 64;
+/// Most queries whose scores are computed for a whole packed cache. For more, unpacking it once
+/// costs less than the scores' memory.
+const PACKED_QUERIES: i32 = 8;
 
 /// The projections into attention.
 #[derive(Debug)]
@@ -83,7 +91,7 @@ impl Attention {
         x: &Array,
         rope: &Rope,
         offset: i32,
-        masks: &mut SlidingMasks,
+        masks: &mut Masks,
         cache: &mut LayerCache,
     ) -> Result<Array> {
         let AttentionShape { heads, kv_heads, head_dim, .. } = self.shape;
@@ -102,12 +110,21 @@ impl Attention {
         let keys = select(&turned, heads, heads + kv_heads)?;
         let values = select(&qkv, heads + kv_heads, all_heads)?;
 
-        let (keys, values) = cache.update(keys, values)?; // [batch, kv_heads, seen, head_dim]
-        let mixed = if length == 1 {
+        let seen = cache.update(keys, values)?; // [batch, kv_heads, seen, head_dim]
+        let mixed = match (&seen.keys, &seen.values) {
             // The cache shows a single query what it may see and nothing else.
-            self.attend(&queries, &keys, &values, None)?
-        } else {
-            self.in_blocks(&queries, &keys, &values, masks)?
+            (Rows::Float(keys), Rows::Float(values)) if length == 1 => {
+                self.attend(&queries, keys, values, None)?
+            }
+            (Rows::Float(keys), Rows::Float(values)) => {
+                self.in_blocks(&queries, keys, values, masks)?
+            }
+            _ if length <= PACKED_QUERIES => self.attend_packed(&queries, &seen, masks)?,
+            _ => {
+                let dtype = queries.dtype();
+                let (keys, values) = (seen.keys.unpacked(dtype)?, seen.values.unpacked(dtype)?);
+                self.in_blocks(&queries, &keys, &values, masks)?
+            }
         }; // [batch, heads, length, head_dim]
         let mixed = if length == 1 { mixed } else { mixed.transpose_axes(&[0, 2, 1, 3])? };
         self.o_proj.forward(&mixed.reshape(&[batch, length, heads * head_dim])?)
@@ -135,6 +152,22 @@ impl Attention {
         })
     }
 
+    /// [`Attention::attend`] on a cache of which keys or values are packed.
+    fn attend_packed(
+        &self,
+        queries: &Array,
+        seen: &KeysValues,
+        masks: &mut Masks,
+    ) -> Result<Array> {
+        let AttentionShape { scale, kv_heads, .. } = self.shape;
+        let mask = match queries.shape() {
+            [_, _, 1, _] => None,
+            [_, _, length, _] => Some(masks.causal(*length, seen.count()?)?),
+            _ => return Err(Error::Mlx { op: "attention", message: "rank of queries".into() }),
+        };
+        packed::attend(queries, seen, &self.sinks, scale, kv_heads, mask)
+    }
+
     /// Attention of several queries, a block of them at a time, each with the keys that some query
     /// of the block sees. Without that, a chunk's scores would be computed for all of its keys,
     /// most of which a sliding layer does not look at.
@@ -143,7 +176,7 @@ impl Attention {
         queries: &Array,
         keys: &Array,
         values: &Array,
-        masks: &mut SlidingMasks,
+        masks: &mut Masks,
     ) -> Result<Array> {
         let AttentionShape { window, full_block, .. } = self.shape;
         let (&[batch, heads, length, dim], &[_, kv_heads, seen, _]) =
@@ -170,7 +203,7 @@ impl Attention {
             // Up to `reach` keys, "not after the query" says everything that a mask would say.
             let mask = match last - first <= reach {
                 true => Mask::Causal,
-                false => Mask::Array(masks.get(stop - start, last - first, window)?),
+                false => Mask::Array(masks.sliding(stop - start, last - first, window)?),
             };
             outputs.push(self.attend(&queries, &keys, &values, Some(mask))?);
             start = stop;
@@ -189,44 +222,4 @@ fn heads_first(x: &Array, [batch, length, heads, head_dim]: [i32; 4]) -> Result<
         return Ok(x.reshape(&[batch, heads, 1, head_dim])?);
     }
     Ok(x.reshape(&[batch, length, heads, head_dim])?.transpose_axes(&[0, 2, 1, 3])?)
-}
-
-/// The masks of one forward pass, made once for all sliding layers.
-#[derive(Debug)]
-pub(crate) struct SlidingMasks {
-    dtype: mlx_rs::Dtype,
-    /// By number of queries and keys; two or three entries at most.
-    made: Vec<((i32, i32), Array)>,
-}
-
-impl SlidingMasks {
-    /// Masks to be added to scores of type `dtype`.
-    pub(crate) fn new(dtype: mlx_rs::Dtype) -> Self {
-        Self { dtype, made: Vec::new() }
-    }
-
-    /// 0 where a query sees a key, −∞ elsewhere, [queries, keys]; the last query is that of the
-    /// last key.
-    fn get(&mut self, queries: i32, keys: i32, window: i32) -> Result<&Array> {
-        let key = (queries, keys);
-        if !self.made.iter().any(|(made, _)| *made == key) {
-            self.made.push((key, self.make(queries, keys, window)?));
-        }
-        self.made
-            .iter()
-            .find_map(|(made, mask)| (*made == key).then_some(mask))
-            .ok_or_else(|| Error::Mlx { op: "mask", message: "not made".into() })
-    }
-
-    fn make(&self, queries: i32, keys: i32, window: i32) -> Result<Array> {
-        let query: Vec<i32> = (keys - queries..keys).collect();
-        let query = Array::from_slice(&query, &[queries, 1]);
-        let key = Array::from_slice(&(0..keys).collect::<Vec<i32>>(), &[1, keys]);
-        let behind = query.subtract(&key)?;
-        // A window of w sees the query's own key and the w − 1 before it.
-        let seen =
-            ops::logical_and(behind.ge(Array::from_int(0))?, behind.lt(Array::from_int(window))?)?;
-        let mask = ops::select(&seen, Array::from_f32(0.0), Array::from_f32(f32::NEG_INFINITY))?;
-        Ok(mask.as_dtype(self.dtype)?)
-    }
 }

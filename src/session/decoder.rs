@@ -1,0 +1,194 @@
+//! What the generation loop drives: a model and the session that it writes to.
+
+use mlx_rs::{Array, transforms};
+
+use super::Session;
+use crate::error::{Error, Result};
+use crate::generate::{GenerateOptions, Generation, TokenSource};
+use crate::mlx::{self, Device};
+use crate::model::Model;
+
+/// A model with the session of one sequence: what the generation loop drives.
+#[derive(Debug)]
+pub struct Decoder<'a> {
+    model: &'a Model,
+    session: Held<'a>,
+}
+
+#[derive(Debug)]
+enum Held<'a> {
+    Own(Box<Session>),
+    Lent(&'a mut Session),
+}
+
+impl Model {
+    /// Starts generating after `prompt` with a cache of its own. See [`Generation`].
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for an empty prompt, an id outside the vocabulary or an option out of
+    /// range, [`Error::ContextFull`] when the prompt leaves no room for a token.
+    pub fn generate(
+        &self,
+        prompt: &[u32],
+        options: &GenerateOptions,
+    ) -> Result<Generation<Decoder<'_>>> {
+        Generation::new(self.decoder(), prompt, options)
+    }
+
+    /// Starts generating after `prompt`, the whole conversation so far, in a session: what the
+    /// session's cache holds of it is not computed again.
+    ///
+    /// # Errors
+    /// As [`Model::generate`], and [`Error::Argument`] for a session of another model.
+    pub fn generate_in<'a>(
+        &'a self,
+        session: &'a mut Session,
+        prompt: &[u32],
+        options: &GenerateOptions,
+    ) -> Result<Generation<Decoder<'a>>> {
+        if !session.cache.fits(self.config()) {
+            return Err(Error::argument("session", "it belongs to another model"));
+        }
+        let decoder = Decoder { model: self, session: Held::Lent(session) };
+        Generation::new(decoder, prompt, options)
+    }
+
+    /// This model with an empty cache, for a loop of one's own.
+    pub fn decoder(&self) -> Decoder<'_> {
+        Decoder { model: self, session: Held::Own(Box::new(Session::new(self))) }
+    }
+}
+
+impl Decoder<'_> {
+    /// The sequence and its cache.
+    pub fn session(&self) -> &Session {
+        match &self.session {
+            Held::Own(session) => session,
+            Held::Lent(session) => session,
+        }
+    }
+
+    fn session_mut(&mut self) -> &mut Session {
+        match &mut self.session {
+            Held::Own(session) => session,
+            Held::Lent(session) => session,
+        }
+    }
+
+    /// Feeds tokens and waits until the cache holds them.
+    fn feed(&mut self, tokens: &[u32]) -> Result<()> {
+        let model = self.model;
+        let session = self.session_mut();
+        let array = model.checked(tokens)?;
+        model.device().run(|| {
+            session.read_last()?;
+            model.hidden(&array, &mut session.cache)?;
+            session.ids.extend_from_slice(tokens);
+            // Only what the cache holds is computed; the last layer's output is not.
+            if let Err(error) = transforms::eval(session.cache.arrays()) {
+                session.cache.spoil();
+                return Err(error.into());
+            }
+            mlx::clear_cache()
+        })
+    }
+
+    /// Feeds what of `tokens` lies before the last branch point among them; returns the rest.
+    fn feed_to_branch_points<'t>(&mut self, mut tokens: &'t [u32]) -> Result<&'t [u32]> {
+        while let Some(point) = self.session().next_branch_point(self.position())
+            && let Some((before, rest)) =
+                tokens.split_at_checked(point.saturating_sub(self.position()))
+            && !rest.is_empty()
+        {
+            self.feed(before)?;
+            let device = self.model.device();
+            device.run(|| self.session_mut().cache.snapshot())?;
+            tokens = rest;
+        }
+        Ok(tokens)
+    }
+
+    /// Logits [vocabulary] after the last of `tokens` [1, length].
+    fn logits_of(&mut self, tokens: &Array) -> Result<Array> {
+        let model = self.model;
+        let cache = &mut self.session_mut().cache;
+        let hidden = model.hidden(tokens, cache)?;
+        let &[_, length, width] = hidden.shape() else {
+            return Err(Error::Mlx { op: "logits", message: "shape".into() });
+        };
+        let last = match length {
+            1 => hidden,
+            _ => mlx::slice(&hidden, &[0, length - 1, 0], &[1, length, width])?,
+        };
+        Ok(model.head(&last)?.reshape(&[-1])?)
+    }
+}
+
+impl TokenSource for Decoder<'_> {
+    fn vocab_size(&self) -> usize {
+        self.model.config().vocab_size
+    }
+
+    fn context_limit(&self) -> usize {
+        self.model.context_limit()
+    }
+
+    fn position(&self) -> usize {
+        self.session().cache.len()
+    }
+
+    fn stop_ids(&self) -> &[u32] {
+        self.model.stop_ids()
+    }
+
+    fn device(&self) -> Device {
+        self.model.device()
+    }
+
+    fn begin(&mut self, prompt: &[u32]) -> Result<usize> {
+        self.session_mut().reuse(prompt)
+    }
+
+    fn prefill(&mut self, tokens: &[u32]) -> Result<()> {
+        let rest = self.feed_to_branch_points(tokens)?;
+        self.feed(rest)
+    }
+
+    fn logits(&mut self, tokens: &[u32]) -> Result<Array> {
+        let rest = self.feed_to_branch_points(tokens)?;
+        let array = self.model.checked(rest)?;
+        let device = self.model.device();
+        device.run(|| {
+            let logits = self.logits_of(&array)?;
+            let session = self.session_mut();
+            session.read_last()?;
+            session.ids.extend_from_slice(rest);
+            // Nobody comes back to a sequence that ends with its generation.
+            if matches!(self.session, Held::Lent(_)) {
+                self.session_mut().cache.snapshot()?;
+            }
+            Ok(logits)
+        })
+    }
+
+    fn step(&mut self, token: &Array) -> Result<Array> {
+        let device = self.model.device();
+        device.run(|| {
+            let logits = self.logits_of(&token.reshape(&[1, 1])?)?;
+            let session = self.session_mut();
+            // Read by the caller before it asked for this step: no waiting here.
+            session.read_last()?;
+            session.last = Some(token.clone());
+            Ok(logits)
+        })
+    }
+}
+
+impl Drop for Decoder<'_> {
+    fn drop(&mut self) {
+        // What is left lazy could be computed by this thread only.
+        if let Held::Lent(session) = &mut self.session {
+            session.settle();
+        }
+    }
+}

@@ -70,6 +70,6 @@ pub use generate::{
 pub use mlx::Device;
 pub use model::{LoadOptions, Model};
 pub use sampler::Sampling;
-pub use session::{Decoder, Session};
+pub use session::{Decoder, PrefixStats, PrefixStore, Session};
 pub use stop::StopMatcher;
 pub use tokenizer::Tokenizer;

@@ -261,6 +261,11 @@ impl Model {
         Cache::new(&self.config, &self.kv)
     }
 
+    /// How the model's caches keep keys and values.
+    pub fn kv_policy(&self) -> &KvPolicy {
+        &self.kv
+    }
+
     /// An empty cache with another policy.
     ///
     /// # Errors

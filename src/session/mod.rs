@@ -2,8 +2,10 @@
 //! where it differs.
 
 mod decoder;
+mod store;
 
 pub use decoder::Decoder;
+pub use store::{PrefixStats, PrefixStore};
 
 use mlx_rs::{Array, transforms};
 
@@ -26,6 +28,8 @@ pub struct Session {
     cache: Cache,
     /// Positions of the coming prompt at which to keep a snapshot.
     branch_points: Vec<usize>,
+    /// Tokens of the last prompt.
+    prompt_len: usize,
     device: Device,
 }
 
@@ -45,7 +49,8 @@ impl Session {
 
     /// A session of tokens that are in the cache.
     fn of(model: &Model, cache: Cache, ids: Vec<u32>) -> Self {
-        Self { ids, last: None, cache, branch_points: Vec::new(), device: model.device() }
+        let (last, branch_points, prompt_len) = (None, Vec::new(), ids.len());
+        Self { ids, last, cache, branch_points, prompt_len, device: model.device() }
     }
 
     /// The tokens held.
@@ -80,6 +85,7 @@ impl Session {
     /// [`Error::Mlx`] when MLX fails; the session is then empty.
     pub fn reuse(&mut self, prompt: &[u32]) -> Result<usize> {
         self.settle();
+        self.prompt_len = prompt.len();
         let device = self.device;
         let wanted = self.reusable(prompt);
         let reached = device.run(|| {
@@ -93,6 +99,27 @@ impl Session {
             Err(_) => self.clear(),
         }
         reached
+    }
+
+    /// Bytes of the cache and the tokens.
+    pub fn nbytes(&self) -> usize {
+        self.cache.nbytes().saturating_add(size_of_val(self.ids.as_slice()))
+    }
+
+    /// True when it can be used with this model, and keeps keys and values as the model's own
+    /// sessions do.
+    fn is_of(&self, model: &Model) -> bool {
+        self.cache.fits(model.config()) && self.cache.policy() == model.kv_policy()
+    }
+
+    /// True when it begins with `ids` and can go back to where they end.
+    fn covers(&self, ids: &[u32]) -> bool {
+        self.ids.starts_with(ids) && self.cache.reachable(ids.len()) == ids.len()
+    }
+
+    /// The tokens of the last prompt; those behind them were generated.
+    fn prompt(&self) -> &[u32] {
+        self.ids.get(..self.prompt_len).unwrap_or(&self.ids)
     }
 
     /// Forgets everything.

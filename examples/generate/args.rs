@@ -6,7 +6,9 @@ use std::hash::{BuildHasher, Hasher};
 use std::path::PathBuf;
 
 use clap::{ArgGroup, Parser};
-use gpt_oss_mlx::{CompletionOptions, GenerateOptions, Sampling, Visible};
+use gpt_oss_mlx::{
+    CompletionOptions, GenerateOptions, KvBits, KvPolicy, LoadOptions, Sampling, Visible,
+};
 
 use crate::Failure;
 
@@ -21,7 +23,11 @@ const DEFAULT_QUESTION: &str = "Explain Dangling References.";
 /// Without options it asks the bundled model a question about Rust. The answer goes to stdout as
 /// it comes, figures go to stderr.
 #[derive(Debug, Parser)]
-#[command(name = "generate", group = ArgGroup::new("source").args(["prompt", "prompt_ids", "prompt_file"]))]
+#[command(
+    name = "generate",
+    group = ArgGroup::new("source").args(["prompt", "prompt_ids", "prompt_file"]),
+    group = ArgGroup::new("kv").args(["kv_bits", "kv_key_bits", "kv_value_bits"]).multiple(true),
+)]
 pub struct Args {
     /// Model folder: config.json, tokenizer.json, safetensors files
     #[arg(long, value_name = "DIR", default_value = BUNDLED_MODEL)]
@@ -65,6 +71,21 @@ pub struct Args {
     /// Prompt tokens fed at once
     #[arg(long, value_name = "N", default_value_t = 512)]
     prefill_chunk: usize,
+    /// Keep keys and values of full layers in this many bits
+    #[arg(long, value_name = "4|8|float", value_parser = kv_bits)]
+    kv_bits: Option<KvBits>,
+    /// The same for keys alone
+    #[arg(long, value_name = "4|8|float", value_parser = kv_bits)]
+    kv_key_bits: Option<KvBits>,
+    /// The same for values alone
+    #[arg(long, value_name = "4|8|float", value_parser = kv_bits)]
+    kv_value_bits: Option<KvBits>,
+    /// Numbers of a head that share a scale: 32, 64 or 128 [default: 64]
+    #[arg(long, value_name = "N", requires = "kv")]
+    kv_group_size: Option<usize>,
+    /// Read the first N tokens' keys and values as floats [default: 0]
+    #[arg(long, value_name = "N", requires = "kv")]
+    kv_start: Option<usize>,
     /// Report the N likeliest tokens at each step
     #[arg(long, value_name = "N")]
     pub logprobs: Option<usize>,
@@ -111,6 +132,19 @@ impl Args {
         })
     }
 
+    /// How the model is loaded.
+    pub fn load_options(&self) -> LoadOptions {
+        let mut kv = KvPolicy::default();
+        let both = self.kv_bits.unwrap_or_default();
+        kv.key_bits = self.kv_key_bits.unwrap_or(both);
+        kv.value_bits = self.kv_value_bits.unwrap_or(both);
+        kv.group_size = self.kv_group_size.unwrap_or(kv.group_size);
+        kv.quantize_from = self.kv_start.unwrap_or(kv.quantize_from);
+        let mut options = LoadOptions::default();
+        options.kv = kv;
+        options
+    }
+
     /// The library's options.
     pub fn completion_options(&self, prompt: &Prompt) -> Result<CompletionOptions, Failure> {
         let sampling = Sampling {
@@ -135,5 +169,14 @@ impl Args {
             Prompt::Ids(_) | Prompt::Raw(_) => Visible::Everything,
         };
         Ok(options)
+    }
+}
+
+fn kv_bits(text: &str) -> Result<KvBits, String> {
+    match text {
+        "float" => Ok(KvBits::Float),
+        "8" => Ok(KvBits::Eight),
+        "4" => Ok(KvBits::Four),
+        _ => Err("one of 4, 8, float".into()),
     }
 }

@@ -10,11 +10,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Parser;
 use gpt_oss_mlx::chat::Message;
-use gpt_oss_mlx::{CancelToken, FinishReason, LoadOptions, TextModel};
+use gpt_oss_mlx::{CancelToken, FinishReason, Session, TextModel};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use args::{Args, Prompt};
-use output::Report;
+use output::{Kv, Report};
 
 /// A failure that has a user to read it.
 type Failure = Box<dyn std::error::Error>;
@@ -41,11 +41,10 @@ fn app(args: &Args) -> Result<(), Failure> {
     let loaded = end_on_ctrl_c(options.generate.cancel.clone())?;
 
     let bar = progress_bar("loading", "{bytes}/{total_bytes}");
-    let model =
-        TextModel::load_with_progress(&args.model, &LoadOptions::default(), |done, total| {
-            bar.set_length(total);
-            bar.set_position(done);
-        })?;
+    let model = TextModel::load_with_progress(&args.model, &args.load_options(), |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+    })?;
     bar.finish_and_clear();
     loaded.store(true, Ordering::Relaxed);
 
@@ -60,7 +59,8 @@ fn app(args: &Args) -> Result<(), Failure> {
         }
     };
 
-    let mut completion = model.complete(&prompt_ids, &options)?;
+    let mut session = Session::new(model.model());
+    let mut completion = model.complete_in(&mut session, &prompt_ids, &options)?;
     let bar = progress_bar("reading the prompt", "{pos}/{len} tokens");
     completion.prefill(|done, total| {
         bar.set_length(total as u64);
@@ -80,7 +80,10 @@ fn app(args: &Args) -> Result<(), Failure> {
     }
     // A generation without an error always ends with a reason.
     let finish_reason = completion.finish_reason().unwrap_or(FinishReason::Cancelled);
-    report.finish(finish_reason, completion.timings(), &mut stdout)?;
+    let timings = completion.timings();
+    drop(completion);
+    let kv = Kv::new(model.model(), &session, &timings);
+    report.finish(finish_reason, timings, kv, &mut stdout)?;
     Ok(())
 }
 

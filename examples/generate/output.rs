@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::time::Duration;
 
-use gpt_oss_mlx::{Error, FinishReason, Piece, Timings, TokenLogprob};
+use gpt_oss_mlx::{Error, FinishReason, Model, Piece, Session, Timings, TokenLogprob};
 use serde::Serialize;
 
 use crate::args::Args;
@@ -26,6 +26,29 @@ struct Answer<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     logprobs: Option<Vec<Vec<Logprob>>>,
     timings: Figures,
+    kv: Kv,
+}
+
+/// The cache at the end.
+#[derive(Debug, Serialize)]
+pub struct Kv {
+    /// All that it holds: rows allocated ahead and snapshots included.
+    bytes: usize,
+    /// What each further token adds.
+    bytes_per_token: u64,
+    cached_prompt_tokens: usize,
+}
+
+impl Kv {
+    /// The figures of a session that has been used.
+    pub fn new(model: &Model, session: &Session, timings: &Timings) -> Self {
+        let policy = session.cache().policy();
+        Self {
+            bytes: session.cache().nbytes(),
+            bytes_per_token: policy.bytes_per_token(model.config(), model.activation_bytes()),
+            cached_prompt_tokens: timings.cached_prompt_tokens,
+        }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -77,9 +100,11 @@ impl<'a> Report<'a> {
         &self,
         finish_reason: FinishReason,
         timings: Timings,
+        kv: Kv,
         stdout: &mut impl Write,
     ) -> io::Result<()> {
         let figures = self.figures(&timings);
+        let details = self.details(&timings, &kv);
         let stats = self.args.stats || !self.args.json;
         let line = figures.line(&timings, finish_reason);
         if self.args.json {
@@ -91,6 +116,7 @@ impl<'a> Report<'a> {
                 finish_reason: finish_reason.as_str(),
                 logprobs: self.args.logprobs.map(|_| self.logprobs()),
                 timings: figures,
+                kv,
             };
             serde_json::to_writer(&mut *stdout, &answer)?;
         } else {
@@ -107,7 +133,7 @@ impl<'a> Report<'a> {
             say!("{line}");
         }
         if self.args.stats {
-            say!("{}", self.details(&timings));
+            say!("{details}");
         }
         Ok(())
     }
@@ -139,7 +165,7 @@ impl<'a> Report<'a> {
         }
     }
 
-    fn details(&self, timings: &Timings) -> String {
+    fn details(&self, timings: &Timings, kv: &Kv) -> String {
         let seconds = |time: Duration| format!("{:9.3} s", time.as_secs_f64());
         [
             format!("load                {}", seconds(self.load_time)),
@@ -147,6 +173,7 @@ impl<'a> Report<'a> {
             format!("time to first token {}", seconds(timings.time_to_first_token)),
             format!("decode              {}", seconds(timings.decode)),
             format!("peak memory         {:9} bytes", timings.peak_memory),
+            format!("cache               {:9} bytes, {} per token", kv.bytes, kv.bytes_per_token),
         ]
         .join("\n")
     }

@@ -1,6 +1,7 @@
 //! The example `generate` as a person or a script meets it: what goes to stdout and stderr, exit
 //! codes, damaged models, closed pipes and Ctrl-C. `cargo test` builds it beside the tests.
 
+mod kv;
 #[cfg(unix)]
 mod unix;
 
@@ -122,7 +123,7 @@ fn json_is_one_object_with_the_documented_keys() {
     let output = run(&["--json", "--prompt", "Explain Dangling References."]);
     assert_eq!((output.code, output.stderr.as_str()), (Some(0), ""));
     let answer: Value = serde_json::from_str(&output.stdout).unwrap();
-    let documented = ["model", "prompt_tokens", "tokens", "text", "finish_reason", "timings"];
+    let documented = ["model", "prompt_tokens", "tokens", "text", "finish_reason", "timings", "kv"];
     assert_eq!(keys(&answer), documented);
     assert_eq!(answer["text"], known_answer("Dangling References"));
     assert_eq!(answer["finish_reason"], "stop");
@@ -430,6 +431,11 @@ fn help_names_every_option() {
         "seed",
         "stop",
         "prefill-chunk",
+        "kv-bits",
+        "kv-key-bits",
+        "kv-value-bits",
+        "kv-group-size",
+        "kv-start",
         "logprobs",
         "stats",
         "json",

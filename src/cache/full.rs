@@ -1,5 +1,7 @@
 //! The cache of a layer that sees everything.
 
+use mlx_rs::transforms;
+
 use super::KvPolicy;
 use super::rows::{KeysValues, too_long};
 use crate::error::Result;
@@ -72,7 +74,10 @@ impl FullCache {
         if let Some(rows) = &self.rows
             && rows.count()? / 2 > fitting
         {
-            self.rows = Some(rows.view(0, fitting)?);
+            let fewer = rows.view(0, fitting)?.copied()?;
+            // Else the larger memory would stay until the next step.
+            transforms::async_eval(fewer.arrays())?;
+            self.rows = Some(fewer);
         }
         Ok(())
     }

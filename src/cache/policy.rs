@@ -57,8 +57,8 @@ pub struct KvPolicy {
     /// Tokens that are read as floats before a full layer is quantized: the queries at this
     /// position and after it see quantized keys and values, of all positions.
     pub quantize_from: usize,
-    /// Tokens that can be taken back exactly at any time: rows that sliding layers keep beyond
-    /// their window.
+    /// Tokens that can be taken back exactly at any time, counted from the furthest position fed:
+    /// rows that sliding layers keep beyond their window.
     pub slack: usize,
     /// Rows by which the memory of full layers grows.
     pub growth_step: usize,

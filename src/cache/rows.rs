@@ -117,6 +117,10 @@ impl Rows {
             let &[batch, heads, length, width] = rows.shape() else {
                 return Err(wrong_shape(rows));
             };
+            if target.shape() == rows.shape() {
+                // MLX would return `rows` themselves, often a view of something larger.
+                return Ok(rows.contiguous()?);
+            }
             let stop = [batch, heads, at.saturating_add(length), width];
             mlx::slice_update(target, rows, &[0, 0, at, 0], &stop)
         })
@@ -125,6 +129,16 @@ impl Rows {
     /// These rows and then `more`.
     fn followed_by(self, more: &Self) -> Result<Self> {
         self.zip(more, |rows, more| Ok(ops::concatenate(&[&rows, more], 2)?))
+    }
+
+    /// The same rows in memory of their own, give or take a page.
+    fn copied(&self) -> Result<Self> {
+        self.map(|array| Ok(array.contiguous()?))
+    }
+
+    /// These rows, computed after `others`.
+    fn after(&self, others: &Self) -> Result<Self> {
+        self.clone().zip(others, |rows, others| mlx::depends(&rows, others))
     }
 
     /// The rows from `start` up to `stop`. A view.
@@ -169,6 +183,20 @@ impl KeysValues {
         Ok(Self {
             keys: self.keys.followed_by(&more.keys)?,
             values: self.values.followed_by(&more.values)?,
+        })
+    }
+
+    /// The same rows in memory of their own: a view would keep all of what it is a view of, and
+    /// the next write to that would have to copy it.
+    pub(super) fn copied(&self) -> Result<Self> {
+        Ok(Self { keys: self.keys.copied()?, values: self.values.copied()? })
+    }
+
+    /// These rows, computed after `others`: whoever waits for them has those as well.
+    pub(super) fn after(&self, others: &Self) -> Result<Self> {
+        Ok(Self {
+            keys: self.keys.after(&others.keys)?,
+            values: self.values.after(&others.values)?,
         })
     }
 

@@ -5,6 +5,8 @@
 //! are always one contiguous view, so that decoding needs no mask; it costs one move of a few
 //! hundred rows every `STEP` tokens.
 
+use mlx_rs::Array;
+
 use super::rows::{KeysValues, too_long};
 use crate::error::{Error, Result};
 
@@ -62,12 +64,16 @@ impl SlidingCache {
         let all = old.followed_by(&new)?;
         let total = all.count()?;
         self.len = total.min(kept);
-        self.rows = Some(rows.write(&all.view(total - self.len, total)?, 0)?);
+        let rows = rows.write(&all.view(total - self.len, total)?, 0)?;
         let start = total - count - visible_before;
         if start < 0 {
             return Err(Error::Mlx { op: "cache", message: format!("{start} visible rows") });
         }
-        all.view(start, total)
+        // Nothing else in this step reads the block: left lazy, it could be computed by this
+        // thread only.
+        let seen = all.view(start, total)?.after(&rows)?;
+        self.rows = Some(rows);
+        Ok(seen)
     }
 
     /// Tokens that a query sees before its own.
@@ -87,14 +93,24 @@ impl SlidingCache {
         Ok(())
     }
 
+    /// Rows that a snapshot would have: as many as a move keeps.
+    fn snapshot_rows(&self) -> i32 {
+        int(kept(self.window, self.slack)).map_or(self.len, |kept| self.len.min(kept))
+    }
+
+    /// Bytes that a snapshot would take.
+    pub(super) fn snapshot_nbytes(&self) -> usize {
+        let Some(rows) = &self.rows else { return 0 };
+        let held = rows.arrays().map(Array::nbytes).sum::<usize>();
+        let row = held.checked_div(rows.count().map_or(0, size)).unwrap_or(0);
+        row.saturating_mul(size(self.snapshot_rows()))
+    }
+
     /// A copy of the last rows, as many as a move keeps.
     pub(super) fn snapshot(&self) -> Result<Option<KeysValues>> {
         let Some(rows) = &self.rows else { return Ok(None) };
-        let count = self.len.min(int(kept(self.window, self.slack))?);
-        let view = rows.view(self.len - count, self.len)?;
-        // Copied into memory of its own: a view would keep the block, and the next write would
-        // have to copy all of it.
-        Ok(Some(view.zeros(count)?.write(&view, 0)?))
+        let count = self.snapshot_rows();
+        Ok(Some(rows.view(self.len - count, self.len)?.copied()?))
     }
 
     /// Holds exactly the rows of a snapshot from now on.
@@ -121,11 +137,14 @@ impl SlidingCache {
 /// True when the last `rows` rows of a sequence of `from` tokens hold all that the query at
 /// position `to` sees in a window.
 pub(super) fn covers(rows: i32, from: usize, to: usize, window: usize) -> bool {
-    let rows = usize::try_from(rows).unwrap_or(0);
-    let left = from.checked_sub(to).and_then(|back| rows.checked_sub(back));
+    let left = from.checked_sub(to).and_then(|back| size(rows).checked_sub(back));
     left.is_some_and(|left| left >= to.min(window.saturating_sub(1)))
 }
 
 fn int(n: usize) -> Result<i32> {
     i32::try_from(n).map_err(|_| too_long())
+}
+
+fn size(n: i32) -> usize {
+    usize::try_from(n).unwrap_or(0)
 }

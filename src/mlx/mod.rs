@@ -17,6 +17,7 @@ pub use device::Device;
 pub(crate) use device::{clear_cache, peak_memory};
 pub(crate) use map::map_file;
 pub(crate) use ops::{
-    GatherIndices, dequantize, gather_mm, gather_qmm, quantized_matmul, slice, slice_update,
+    GatherIndices, depends, dequantize, gather_mm, gather_qmm, quantized_matmul, slice,
+    slice_update,
 };
 pub(crate) use random::random_uniform;

@@ -209,3 +209,24 @@ pub(crate) fn slice_update(
         }
     })
 }
+
+/// `array`, which is not computed before `on` is.
+pub(crate) fn depends(array: &Array, on: &Array) -> Result<Array> {
+    call("depends", |out, _| {
+        // SAFETY: both handles are borrowed from live arrays; the vectors keep references of their
+        // own and are freed here, and `get` fills `out` with another reference.
+        unsafe {
+            let inputs = mlx_sys::mlx_vector_array_new_data(&array.as_ptr(), 1);
+            let dependencies = mlx_sys::mlx_vector_array_new_data(&on.as_ptr(), 1);
+            let mut outputs = mlx_sys::mlx_vector_array_new();
+            let mut status = mlx_sys::mlx_depends(&mut outputs, inputs, dependencies);
+            if status == 0 {
+                status = mlx_sys::mlx_vector_array_get(out, outputs, 0);
+            }
+            for vector in [inputs, dependencies, outputs] {
+                mlx_sys::mlx_vector_array_free(vector);
+            }
+            status
+        }
+    })
+}

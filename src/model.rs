@@ -339,7 +339,7 @@ impl Model {
         let limit = self.context_limit();
         let offset = i32::try_from(cache.len())
             .map_err(|_| Error::ContextFull { tokens: cache.len(), limit })?;
-        cache.begin(self.layers.len())?;
+        cache.begin(&self.config)?;
         let mut masks = Masks::new(self.dtype);
         let mut x = self.embed_tokens.forward(tokens)?;
         for (layer, cache) in self.layers.iter().zip(&mut cache.layers) {
@@ -417,14 +417,25 @@ mod tests {
         other.layers.pop();
         assert!(refused(&mut other));
 
-        // A step that MLX refuses in the second layer, after the first has taken it in.
+        // A step that MLX refuses in the third layer, after the first two have taken it in.
         let mut cache = model.new_cache();
         model.forward(&[1], &mut cache).unwrap();
-        cache.layers[1] = LayerCache::Sliding(SlidingCache::new(2, 32));
+        cache.layers[2] = LayerCache::Sliding(SlidingCache::new(2, 32));
         let strange = Array::from_slice(&[0f32; 24], &[1, 3, 1, 8]);
-        cache.layers[1].update(strange.clone(), strange).unwrap();
+        cache.layers[2].update(strange.clone(), strange).unwrap();
         assert!(matches!(model.forward(&[1], &mut cache), Err(Error::Mlx { .. })));
         assert!(refused(&mut cache));
+
+        // It can neither be taken back nor copied, but begin anew.
+        assert!(!cache.can_trim(1));
+        assert_eq!(cache.reachable(1), 0);
+        cache.snapshot().unwrap();
+        assert_eq!(cache.rewind(1).unwrap(), 0);
+        let again = model.forward(&[1], &mut cache).unwrap();
+        let fresh = model.forward(&[1], &mut model.new_cache()).unwrap();
+        again.eval().unwrap();
+        fresh.eval().unwrap();
+        assert_eq!(again.as_slice::<f32>(), fresh.as_slice::<f32>());
     }
 
     #[test]

@@ -33,6 +33,8 @@ pub struct Cache {
     pub(crate) layers: Vec<LayerCache>,
     policy: KvPolicy,
     window: usize,
+    /// Key-value heads and the width of each.
+    heads: [usize; 2],
     /// Tokens seen.
     len: usize,
     /// A step is being built: some layers have its keys and values, others not yet.
@@ -64,6 +66,7 @@ impl Cache {
             layers,
             policy: *policy,
             window: config.sliding_window,
+            heads: heads(config),
             len: 0,
             half_way: false,
             snapshots: Snapshots::default(),
@@ -110,7 +113,7 @@ impl Cache {
     ///
     /// # Errors
     /// [`Error::CannotGoBack`] when rows that the next query would see are gone. The cache is then
-    /// as it was.
+    /// as it was. [`Error::Mlx`] when MLX fails.
     pub fn trim(&mut self, len: usize) -> Result<()> {
         if !self.can_trim(len) {
             return Err(Error::CannotGoBack { from: self.len, to: len });
@@ -120,12 +123,15 @@ impl Cache {
             return Ok(());
         }
         let back = self.len.saturating_sub(len);
+        // If anything fails from here on, the layers are at different positions.
+        self.half_way = true;
         for layer in &mut self.layers {
             match layer {
                 LayerCache::Full(cache) => cache.go_back(len)?,
                 LayerCache::Sliding(cache) => cache.drop_last(back)?,
             }
         }
+        self.half_way = false;
         self.len = len;
         self.snapshots.forget_after(len);
         Ok(())
@@ -185,7 +191,7 @@ impl Cache {
             self.clear();
             return Ok(0);
         };
-        // If anything fails from here on, the layers are at different positions.
+        // As in `trim`.
         self.half_way = true;
         let mut saved = snapshot.layers.iter();
         for layer in &mut self.layers {
@@ -197,6 +203,8 @@ impl Cache {
                 }
             }
         }
+        // What is left lazy could be computed by this thread only.
+        transforms::async_eval(self.arrays())?;
         self.half_way = false;
         self.len = to;
         self.snapshots.forget_after(to);
@@ -210,10 +218,22 @@ impl Cache {
     /// policy's `snapshot_bytes`: older ones are thinned out.
     ///
     /// # Errors
-    /// [`Error::Mlx`] when MLX fails.
+    /// [`Error::Mlx`] when MLX fails; the cache is then to be cleared.
     pub fn snapshot(&mut self) -> Result<()> {
+        let taken = self.take_snapshot();
+        if taken.is_err() {
+            self.spoil();
+        }
+        taken
+    }
+
+    fn take_snapshot(&mut self) -> Result<()> {
         let budget = self.policy.snapshot_bytes;
-        if self.half_way || self.is_empty() || budget == 0 || self.snapshots.newest() == self.len {
+        if self.half_way || self.is_empty() || self.snapshots.newest() == self.len {
+            return Ok(());
+        }
+        // One that does not fit would be made for nothing, at every step.
+        if !(1..=budget).contains(&self.snapshot_nbytes()) {
             return Ok(());
         }
         let mut layers = Vec::new();
@@ -229,6 +249,15 @@ impl Cache {
         Ok(())
     }
 
+    /// Bytes that a snapshot would take.
+    fn snapshot_nbytes(&self) -> usize {
+        let sliding = |layer: &LayerCache| match layer {
+            LayerCache::Full(_) => 0,
+            LayerCache::Sliding(cache) => cache.snapshot_nbytes(),
+        };
+        self.layers.iter().map(sliding).sum()
+    }
+
     /// True when it was made for a model of this shape.
     pub(crate) fn fits(&self, config: &Config) -> bool {
         let kind = |layer: &LayerCache| match layer {
@@ -236,16 +265,17 @@ impl Cache {
             LayerCache::Sliding(_) => LayerType::SlidingAttention,
         };
         self.window == config.sliding_window
+            && self.heads == heads(config)
             && self.layers.iter().map(kind).eq(config.layer_types.iter().copied())
     }
 
-    /// Begins a step of a model with this number of layers.
+    /// Begins a step of a model of this shape.
     ///
     /// # Errors
     /// [`Error::Argument`] when the cache is of another model, or a step failed half-way: its
     /// layers then hold different tokens, and going on would give wrong answers.
-    pub(crate) fn begin(&mut self, layers: usize) -> Result<()> {
-        if self.layers.len() != layers {
+    pub(crate) fn begin(&mut self, config: &Config) -> Result<()> {
+        if !self.fits(config) {
             return Err(Error::argument("cache", "it belongs to another model"));
         }
         if self.half_way {
@@ -285,6 +315,10 @@ impl Cache {
         let layers = self.layers.iter().filter_map(LayerCache::held);
         layers.flat_map(KeysValues::arrays).chain(self.snapshots.arrays())
     }
+}
+
+fn heads(config: &Config) -> [usize; 2] {
+    [config.num_key_value_heads, config.head_dim]
 }
 
 impl LayerCache {

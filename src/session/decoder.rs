@@ -3,6 +3,7 @@
 use mlx_rs::{Array, transforms};
 
 use super::Session;
+use crate::cache::KvPolicy;
 use crate::error::{Error, Result};
 use crate::generate::{GenerateOptions, Generation, TokenSource};
 use crate::mlx::{self, Device};
@@ -32,14 +33,19 @@ impl Model {
         prompt: &[u32],
         options: &GenerateOptions,
     ) -> Result<Generation<Decoder<'_>>> {
-        Generation::new(self.decoder(), prompt, options)
+        // Nobody comes back to a sequence that ends with its generation.
+        let policy = KvPolicy { snapshot_bytes: 0, ..*self.new_cache().policy() };
+        let session = Box::new(Session::with_policy(self, &policy)?);
+        let decoder = Decoder { model: self, session: Held::Own(session) };
+        Generation::new(decoder, prompt, options)
     }
 
     /// Starts generating after `prompt`, the whole conversation so far, in a session: what the
-    /// session's cache holds of it is not computed again.
+    /// session's cache holds of it is not computed again. The session has to be one of this model:
+    /// one of a model of the same shape with other weights cannot be told from it.
     ///
     /// # Errors
-    /// As [`Model::generate`], and [`Error::Argument`] for a session of another model.
+    /// As [`Model::generate`], and [`Error::Argument`] for a session of a model of another shape.
     pub fn generate_in<'a>(
         &'a self,
         session: &'a mut Session,
@@ -89,6 +95,9 @@ impl Decoder<'_> {
                 session.cache.spoil();
                 return Err(error.into());
             }
+            if session.branch_points.contains(&session.cache.len()) {
+                session.cache.snapshot()?;
+            }
             mlx::clear_cache()
         })
     }
@@ -101,8 +110,6 @@ impl Decoder<'_> {
             && !rest.is_empty()
         {
             self.feed(before)?;
-            let device = self.model.device();
-            device.run(|| self.session_mut().cache.snapshot())?;
             tokens = rest;
         }
         Ok(tokens)
@@ -163,10 +170,8 @@ impl TokenSource for Decoder<'_> {
             let session = self.session_mut();
             session.read_last()?;
             session.ids.extend_from_slice(rest);
-            // Nobody comes back to a sequence that ends with its generation.
-            if matches!(self.session, Held::Lent(_)) {
-                self.session_mut().cache.snapshot()?;
-            }
+            session.branch_points.clear();
+            session.cache.snapshot()?;
             Ok(logits)
         })
     }

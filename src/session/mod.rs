@@ -92,6 +92,8 @@ impl Session {
             let reached = self.cache.rewind(wanted)?;
             // Further prompts may branch off here as well.
             self.cache.snapshot()?;
+            // What is left lazy could be computed by this thread only.
+            transforms::eval(self.cache.arrays())?;
             Ok(reached)
         });
         match reached {

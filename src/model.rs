@@ -339,7 +339,7 @@ impl Model {
         let limit = self.context_limit();
         let offset = i32::try_from(cache.len())
             .map_err(|_| Error::ContextFull { tokens: cache.len(), limit })?;
-        cache.begin(&self.config)?;
+        cache.begin(&self.config, tokens.size())?;
         let mut masks = Masks::new(self.dtype);
         let mut x = self.embed_tokens.forward(tokens)?;
         for (layer, cache) in self.layers.iter().zip(&mut cache.layers) {

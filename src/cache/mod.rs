@@ -24,6 +24,10 @@ pub(crate) use sliding::SlidingCache;
 pub(crate) use snapshots::Snapshot;
 use snapshots::Snapshots;
 
+/// Most snapshots that one step takes by itself, the last ones of a long chunk: each takes memory
+/// before the budget is applied.
+const SNAPSHOTS_PER_STEP: usize = 8;
+
 /// The cache of one sequence.
 ///
 /// A clone shares the arrays' memory until one of the two is written to; neither ever sees what the
@@ -40,6 +44,10 @@ pub struct Cache {
     /// A step is being built: some layers have its keys and values, others not yet.
     half_way: bool,
     snapshots: Snapshots,
+    /// Positions at which a snapshot is wanted.
+    marks: Vec<usize>,
+    /// Positions within the step being built at which one is taken, ascending.
+    due: Vec<usize>,
 }
 
 /// The cache of one layer.
@@ -70,6 +78,8 @@ impl Cache {
             len: 0,
             half_way: false,
             snapshots: Snapshots::default(),
+            marks: Vec::new(),
+            due: Vec::new(),
         }
     }
 
@@ -104,6 +114,7 @@ impl Cache {
             }
         }
         self.snapshots = Snapshots::default();
+        self.due = Vec::new();
         self.len = 0;
         self.half_way = false;
     }
@@ -269,12 +280,37 @@ impl Cache {
             && self.layers.iter().map(kind).eq(config.layer_types.iter().copied())
     }
 
+    /// Asks for a [snapshot](Cache::snapshot) at each of these positions when the sequence comes
+    /// there, be it in the middle of a step. Takes the place of what was asked for before.
+    pub fn mark(&mut self, positions: impl IntoIterator<Item = usize>) {
+        self.marks = positions.into_iter().collect();
+    }
+
+    /// Where within the next `tokens` to take a snapshot: at marks, and every so many tokens.
+    fn due(&self, tokens: usize) -> Vec<usize> {
+        let policy = &self.policy;
+        if policy.snapshot_bytes == 0 {
+            return Vec::new();
+        }
+        let within = self.len.saturating_add(1)..=self.len.saturating_add(tokens);
+        let mut due: Vec<usize> =
+            self.marks.iter().copied().filter(|mark| within.contains(mark)).collect();
+        if let Some(last) = within.end().checked_div(policy.snapshot_every) {
+            let regular = (0..=last).rev().take(SNAPSHOTS_PER_STEP);
+            let positions = regular.map(|i| i.saturating_mul(policy.snapshot_every));
+            due.extend(positions.filter(|position| within.contains(position)));
+        }
+        due.sort_unstable();
+        due.dedup();
+        due
+    }
+
     /// Begins a step of a model of this shape.
     ///
     /// # Errors
     /// [`Error::Argument`] when the cache is of another model, or a step failed half-way: its
     /// layers then hold different tokens, and going on would give wrong answers.
-    pub(crate) fn begin(&mut self, config: &Config) -> Result<()> {
+    pub(crate) fn begin(&mut self, config: &Config, tokens: usize) -> Result<()> {
         if !self.fits(config) {
             return Err(Error::argument("cache", "it belongs to another model"));
         }
@@ -282,17 +318,40 @@ impl Cache {
             return Err(Error::argument("cache", "a step failed half-way; clear it or start anew"));
         }
         self.half_way = true;
+        self.due = self.due(tokens);
+        if !self.due.is_empty() {
+            let offset = |at: &usize| i32::try_from(at.saturating_sub(self.len)).ok();
+            let offsets: Vec<i32> = self.due.iter().filter_map(offset).collect();
+            for layer in &mut self.layers {
+                if let LayerCache::Sliding(cache) = layer {
+                    cache.expect(&offsets);
+                }
+            }
+        }
         Ok(())
     }
 
     /// Ends a step: all layers have taken its tokens in.
     pub(crate) fn advance(&mut self, tokens: usize) -> Result<()> {
+        let due = std::mem::take(&mut self.due);
+        let mut snapshots: Vec<Snapshot> =
+            due.iter().map(|&position| Snapshot { position, layers: Vec::new() }).collect();
+        if !snapshots.is_empty() {
+            for layer in &mut self.layers {
+                if let LayerCache::Sliding(cache) = layer {
+                    for (snapshot, rows) in snapshots.iter_mut().zip(cache.taken()) {
+                        snapshot.layers.push(rows);
+                    }
+                }
+            }
+            // Else they would hold on to all the steps before them until they are needed.
+            transforms::async_eval(snapshots.iter().flat_map(Snapshot::arrays))?;
+        }
+        for snapshot in snapshots {
+            self.snapshots.push(snapshot, self.policy.snapshot_bytes);
+        }
         self.len = self.len.saturating_add(tokens);
         self.half_way = false;
-        let every = self.policy.snapshot_every;
-        if every > 0 && self.len.saturating_sub(self.snapshots.newest()) >= every {
-            self.snapshot()?;
-        }
         Ok(())
     }
 

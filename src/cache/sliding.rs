@@ -32,11 +32,15 @@ pub(crate) struct SlidingCache {
     rows: Option<KeysValues>,
     /// Rows in use, from the front.
     len: i32,
+    /// After how many of the next step's tokens to take a snapshot, ascending.
+    due: Vec<i32>,
+    /// The snapshots of the last step, in the order of `due`.
+    taken: Vec<KeysValues>,
 }
 
 impl SlidingCache {
     pub(crate) fn new(window: usize, slack: usize) -> Self {
-        Self { window, slack, rows: None, len: 0 }
+        Self { window, slack, rows: None, len: 0, due: Vec::new(), taken: Vec::new() }
     }
 
     /// Returns up to window − 1 earlier rows and then the new ones.
@@ -51,6 +55,7 @@ impl SlidingCache {
         };
         if self.len.checked_add(count).is_some_and(|end| end <= capacity) {
             let rows = rows.write(&new, self.len)?;
+            self.take_due(&rows, self.len)?;
             self.len += count;
             let view = rows.view(self.len - count - visible_before, self.len)?;
             self.rows = Some(rows);
@@ -63,6 +68,7 @@ impl SlidingCache {
         let old = rows.view(self.len - self.len.min(kept), self.len)?;
         let all = old.followed_by(&new)?;
         let total = all.count()?;
+        self.take_due(&all, total - count)?;
         self.len = total.min(kept);
         let rows = rows.write(&all.view(total - self.len, total)?, 0)?;
         let start = total - count - visible_before;
@@ -74,6 +80,27 @@ impl SlidingCache {
         let seen = all.view(start, total)?.after(&rows)?;
         self.rows = Some(rows);
         Ok(seen)
+    }
+
+    /// Asks for a snapshot after each of these numbers of the next step's tokens, ascending.
+    pub(super) fn expect(&mut self, due: &[i32]) {
+        self.due = due.to_vec();
+        self.taken = Vec::new();
+    }
+
+    /// The snapshots that were asked for, once the step is built.
+    pub(super) fn taken(&mut self) -> impl Iterator<Item = KeysValues> {
+        std::mem::take(&mut self.taken).into_iter()
+    }
+
+    /// Copies what is due from `rows`, of which `before` were there before the step.
+    fn take_due(&mut self, rows: &KeysValues, before: i32) -> Result<()> {
+        let kept = int(kept(self.window, self.slack))?;
+        for tokens in std::mem::take(&mut self.due) {
+            let end = before.checked_add(tokens).ok_or_else(too_long)?;
+            self.taken.push(rows.view(end - end.min(kept), end)?.copied()?);
+        }
+        Ok(())
     }
 
     /// Tokens that a query sees before its own.

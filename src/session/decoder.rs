@@ -81,40 +81,6 @@ impl Decoder<'_> {
         }
     }
 
-    /// Feeds tokens and waits until the cache holds them.
-    fn feed(&mut self, tokens: &[u32]) -> Result<()> {
-        let model = self.model;
-        let session = self.session_mut();
-        let array = model.checked(tokens)?;
-        model.device().run(|| {
-            session.read_last()?;
-            model.hidden(&array, &mut session.cache)?;
-            session.ids.extend_from_slice(tokens);
-            // Only what the cache holds is computed; the last layer's output is not.
-            if let Err(error) = transforms::eval(session.cache.arrays()) {
-                session.cache.spoil();
-                return Err(error.into());
-            }
-            if session.branch_points.contains(&session.cache.len()) {
-                session.cache.snapshot()?;
-            }
-            mlx::clear_cache()
-        })
-    }
-
-    /// Feeds what of `tokens` lies before the last branch point among them; returns the rest.
-    fn feed_to_branch_points<'t>(&mut self, mut tokens: &'t [u32]) -> Result<&'t [u32]> {
-        while let Some(point) = self.session().next_branch_point(self.position())
-            && let Some((before, rest)) =
-                tokens.split_at_checked(point.saturating_sub(self.position()))
-            && !rest.is_empty()
-        {
-            self.feed(before)?;
-            tokens = rest;
-        }
-        Ok(tokens)
-    }
-
     /// Logits [vocabulary] after the last of `tokens` [1, length].
     fn logits_of(&mut self, tokens: &Array) -> Result<Array> {
         let model = self.model;
@@ -157,21 +123,30 @@ impl TokenSource for Decoder<'_> {
     }
 
     fn prefill(&mut self, tokens: &[u32]) -> Result<()> {
-        let rest = self.feed_to_branch_points(tokens)?;
-        self.feed(rest)
+        let model = self.model;
+        let session = self.session_mut();
+        let array = model.checked(tokens)?;
+        model.device().run(|| {
+            session.read_last()?;
+            model.hidden(&array, &mut session.cache)?;
+            session.ids.extend_from_slice(tokens);
+            // Only what the cache holds is computed; the last layer's output is not.
+            if let Err(error) = transforms::eval(session.cache.arrays()) {
+                session.cache.spoil();
+                return Err(error.into());
+            }
+            mlx::clear_cache()
+        })
     }
 
     fn logits(&mut self, tokens: &[u32]) -> Result<Array> {
-        let rest = self.feed_to_branch_points(tokens)?;
-        let array = self.model.checked(rest)?;
+        let array = self.model.checked(tokens)?;
         let device = self.model.device();
         device.run(|| {
             let logits = self.logits_of(&array)?;
             let session = self.session_mut();
             session.read_last()?;
-            session.ids.extend_from_slice(rest);
-            session.branch_points.clear();
-            session.cache.snapshot()?;
+            session.ids.extend_from_slice(tokens);
             Ok(logits)
         })
     }

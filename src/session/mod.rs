@@ -68,7 +68,6 @@ impl Session {
     /// exact and costs nothing. The end of each prompt is always such a point.
     pub fn set_branch_points(&mut self, positions: impl IntoIterator<Item = usize>) {
         self.branch_points = positions.into_iter().collect();
-        self.branch_points.sort_unstable();
     }
 
     /// How many tokens of `prompt` [`Session::reuse`] would keep: at most all but the last, whose
@@ -90,8 +89,10 @@ impl Session {
         let wanted = self.reusable(prompt);
         let reached = device.run(|| {
             let reached = self.cache.rewind(wanted)?;
-            // Further prompts may branch off here as well.
+            // Further prompts may branch off here, where this one ends, and where it says.
             self.cache.snapshot()?;
+            let points = std::mem::take(&mut self.branch_points);
+            self.cache.mark(points.into_iter().chain([prompt.len()]));
             // What is left lazy could be computed by this thread only.
             transforms::eval(self.cache.arrays())?;
             Ok(reached)
@@ -155,10 +156,5 @@ impl Session {
         let read = read.map_err(|e| Error::Mlx { op: "token", message: e.to_string() })?;
         self.ids.extend_from_slice(read);
         Ok(())
-    }
-
-    /// The next branch point of the prompt behind `position`.
-    fn next_branch_point(&self, position: usize) -> Option<usize> {
-        self.branch_points.iter().copied().find(|&point| point > position)
     }
 }

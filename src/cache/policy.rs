@@ -122,7 +122,11 @@ impl KvPolicy {
         }
         if !config.layer_types.contains(&LayerType::FullAttention) {
             let reason = "the model has no full layer, and sliding layers stay in floats";
-            return Err(Error::argument("kv.key_bits", reason));
+            let field = match self.key_bits {
+                KvBits::Float => "kv.value_bits",
+                _ => "kv.key_bits",
+            };
+            return Err(Error::argument(field, reason));
         }
         Ok(())
     }

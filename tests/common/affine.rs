@@ -44,8 +44,66 @@ pub fn quantize(values: &[f32], bits: usize, group_size: usize) -> (Vec<u32>, Ve
         scales.push(scale);
         biases.push(bias);
     }
-    let word = |codes: &[u32]| {
-        codes.iter().enumerate().fold(0u32, |word, (i, code)| word | code << (bits * i))
-    };
-    (codes.chunks(per_word).map(word).collect(), scales, biases)
+    (codes.chunks(per_word).map(|codes| word(codes, bits)).collect(), scales, biases)
+}
+
+/// Packs values as MLX does, in f32 like MLX: the edge of a group that is larger in magnitude is
+/// kept exactly, as the bias, and so is zero, which is given a code of its own. The scale is negative
+/// where the greater value is that edge. `mlx::core::quantize`, `mlx/backend/cpu/quantized.cpp`.
+pub fn quantize_as_mlx(
+    values: &[f32],
+    bits: usize,
+    group_size: usize,
+) -> (Vec<u32>, Vec<f32>, Vec<f32>) {
+    assert!(bits == 4 || bits == 8, "codes that divide a byte");
+    assert_eq!(values.len() % group_size, 0, "whole groups");
+    let steps = ((1u32 << bits) - 1) as f32;
+    let (mut codes, mut scales, mut biases) = (Vec::new(), Vec::new(), Vec::new());
+    for group in values.chunks(group_size) {
+        let low = group.iter().copied().fold(f32::INFINITY, f32::min);
+        let high = group.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let from_low = low.abs() > high.abs();
+        let edge = if from_low { low } else { high };
+        let scale = ((high - low) / steps).max(1e-7);
+        let scale = if from_low { scale } else { -scale };
+        let zero = (edge / scale).round_ties_even();
+        let (scale, bias) = if zero == 0.0 { (scale, 0.0) } else { (edge / zero, edge) };
+        let code = |&v: &f32| ((v - bias) / scale).round_ties_even().clamp(0.0, steps) as u32;
+        codes.extend(group.iter().map(code));
+        scales.push(scale);
+        biases.push(bias);
+    }
+    (codes.chunks(32 / bits).map(|codes| word(codes, bits)).collect(), scales, biases)
+}
+
+/// What is left of values that go through [`quantize_as_mlx`].
+pub fn through_mlx(values: &[f32], bits: usize, group_size: usize) -> Vec<f32> {
+    let (words, scales, biases) = quantize_as_mlx(values, bits, group_size);
+    dequantize(&words, &scales, &biases, bits, group_size)
+}
+
+/// How far [`quantize_as_mlx`] is from rounding any number of these to the next code, in steps: 0.5
+/// at most. Numbers that differ by less get the same codes.
+pub fn rounding_margin(values: &[f32], bits: usize, group_size: usize) -> f64 {
+    let steps = f64::from((1u32 << bits) - 1);
+    let from_boundary = |code: f64| (code - code.floor() - 0.5).abs();
+    let (_, scales, biases) = quantize_as_mlx(values, bits, group_size);
+    let mut margin = 0.5;
+    for ((group, scale), bias) in values.chunks(group_size).zip(scales).zip(biases) {
+        let low = f64::from(group.iter().copied().fold(f32::INFINITY, f32::min));
+        let high = f64::from(group.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+        let step = (high - low) / steps;
+        // Which edge is the larger, and the code of zero.
+        margin = f64::min(margin, (high + low).abs() / step);
+        margin = f64::min(margin, from_boundary(high.max(-low) / step));
+        for &value in group {
+            let code = (f64::from(value) - f64::from(bias)) / f64::from(scale);
+            margin = f64::min(margin, from_boundary(code));
+        }
+    }
+    margin
+}
+
+fn word(codes: &[u32], bits: usize) -> u32 {
+    codes.iter().enumerate().fold(0, |word, (i, code)| word | code << (bits * i))
 }

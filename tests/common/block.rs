@@ -1,5 +1,6 @@
 //! A whole transformer block and a whole small model, in f64 on f32 weights.
 
+use super::affine;
 use super::attention::{Attention, dot};
 use super::moe::Moe;
 use super::rng::Rng;
@@ -45,6 +46,33 @@ pub fn rms_norm(x: &[f64], weight: &[f32], eps: f64) -> Vec<f64> {
     x.iter().zip(weight).map(|(x, &w)| x / rms * f64::from(w)).collect()
 }
 
+/// How full layers keep keys and values.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Kv {
+    /// None for floats.
+    pub key_bits: Option<usize>,
+    /// None for floats.
+    pub value_bits: Option<usize>,
+    /// Numbers that share a scale.
+    pub group_size: usize,
+    /// Queries from this position on see what quantization leaves of keys and values, of all
+    /// positions; those before it see floats.
+    pub quantize_from: usize,
+}
+
+impl Kv {
+    /// What is left of rows in so many bits.
+    fn kept(&self, rows: &[Vec<f64>], bits: Option<usize>) -> Vec<Vec<f64>> {
+        let Some(bits) = bits else { return rows.to_vec() };
+        let through = |row: &Vec<f64>| {
+            let row: Vec<f32> = row.iter().map(|&v| v as f32).collect();
+            let row = affine::through_mlx(&row, bits, self.group_size);
+            row.into_iter().map(f64::from).collect()
+        };
+        rows.iter().map(through).collect()
+    }
+}
+
 /// One layer.
 #[derive(Clone, Debug)]
 pub struct Block {
@@ -73,19 +101,43 @@ pub struct Block {
 }
 
 impl Block {
+    /// Query, key and value at one position.
+    fn project(&self, x: &[f64], position: usize) -> [Vec<f64>; 3] {
+        let x = rms_norm(x, &self.input_norm, self.eps);
+        let (mut q, mut k) = (self.q.forward(&x), self.k.forward(&x));
+        self.yarn.rotate(&mut q, position);
+        self.yarn.rotate(&mut k, position);
+        [q, k, self.v.forward(&x)]
+    }
+
+    /// How far the key and the value of this input are from being rounded otherwise, in steps.
+    pub fn rounding_margin(&self, x: &[f64], position: usize, kv: &Kv) -> f64 {
+        let [_, key, value] = self.project(x, position);
+        let margin = |row: &[f64], bits: Option<usize>| {
+            let row: Vec<f32> = row.iter().map(|&v| v as f32).collect();
+            bits.map_or(0.5, |bits| affine::rounding_margin(&row, bits, kv.group_size))
+        };
+        margin(&key, kv.key_bits).min(margin(&value, kv.value_bits))
+    }
+
     /// The whole sequence at once, from position 0.
-    pub fn forward(&self, x: &[Vec<f64>]) -> Vec<Vec<f64>> {
+    pub fn forward(&self, x: &[Vec<f64>], kv: &Kv) -> Vec<Vec<f64>> {
         let (mut queries, mut keys, mut values) = (Vec::new(), Vec::new(), Vec::new());
         for (position, x) in x.iter().enumerate() {
-            let x = rms_norm(x, &self.input_norm, self.eps);
-            let (mut q, mut k) = (self.q.forward(&x), self.k.forward(&x));
-            self.yarn.rotate(&mut q, position);
-            self.yarn.rotate(&mut k, position);
-            queries.push(q);
-            keys.push(k);
-            values.push(self.v.forward(&x));
+            let [query, key, value] = self.project(x, position);
+            queries.push(query);
+            keys.push(key);
+            values.push(value);
         }
-        let attended = self.attention.forward(&queries, &keys, &values, &self.sinks, 0);
+        // Sliding layers stay in floats.
+        let floats = match self.attention.window {
+            None => kv.quantize_from.min(x.len()),
+            Some(_) => x.len(),
+        };
+        let (before, after) = queries.split_at(floats);
+        let mut attended = self.attention.forward(before, &keys, &values, &self.sinks, 0);
+        let (keys, values) = (kv.kept(&keys, kv.key_bits), kv.kept(&values, kv.value_bits));
+        attended.extend(self.attention.forward(after, &keys, &values, &self.sinks, floats));
         x.iter()
             .zip(attended)
             .map(|(x, a)| {
@@ -116,20 +168,33 @@ pub struct Model {
 impl Model {
     /// The hidden states after the embedding and after every layer: [1 + layers][position].
     pub fn hidden(&self, ids: &[u32]) -> Vec<Vec<Vec<f64>>> {
-        let width = self.norm.len();
-        let row = |id: &u32| &self.embedding[*id as usize * width..(*id as usize + 1) * width];
-        let mut states: Vec<Vec<Vec<f64>>> =
-            vec![ids.iter().map(|id| row(id).iter().map(|&v| f64::from(v)).collect()).collect()];
+        self.hidden_with(ids, &Kv::default())
+    }
+
+    fn hidden_with(&self, ids: &[u32], kv: &Kv) -> Vec<Vec<Vec<f64>>> {
+        let mut states = vec![ids.iter().map(|&id| self.embedded(id)).collect::<Vec<_>>()];
         for block in &self.blocks {
-            let next = block.forward(states.last().expect("the embedding"));
+            let next = block.forward(states.last().expect("the embedding"), kv);
             states.push(next);
         }
         states
     }
 
+    /// A token's row of the embedding.
+    pub fn embedded(&self, id: u32) -> Vec<f64> {
+        let width = self.norm.len();
+        let row = &self.embedding[id as usize * width..(id as usize + 1) * width];
+        row.iter().map(|&v| f64::from(v)).collect()
+    }
+
     /// Logits at every position: [position][vocab].
     pub fn forward(&self, ids: &[u32]) -> Vec<Vec<f64>> {
-        let states = self.hidden(ids);
+        self.forward_with(ids, &Kv::default())
+    }
+
+    /// [`Model::forward`] with keys and values of full layers kept like that.
+    pub fn forward_with(&self, ids: &[u32], kv: &Kv) -> Vec<Vec<f64>> {
+        let states = self.hidden_with(ids, kv);
         let last = states.last().expect("the embedding");
         let eps = self.blocks.first().map_or(1e-5, |block| block.eps);
         last.iter().map(|x| self.head.forward(&rms_norm(x, &self.norm, eps))).collect()

@@ -5,6 +5,7 @@ pub mod affine;
 pub mod attention;
 pub mod block;
 pub mod layouts;
+pub mod logits;
 pub mod moe;
 pub mod mxfp4;
 pub mod random_model;

@@ -25,6 +25,27 @@ pub fn write(
     });
 }
 
+/// Replaces the sinks of all layers by `sink(head)`; for checkpoints in f32.
+pub fn set_sinks(dir: &Path, sink: impl Fn(usize) -> f32) {
+    let path = dir.join("model.safetensors");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let mut places = Vec::new();
+    for (name, tensor) in tensors.iter() {
+        if name.ends_with(".sinks") {
+            assert_eq!(tensor.dtype(), Dtype::F32);
+            let start = tensor.data().as_ptr() as usize - bytes.as_ptr() as usize;
+            places.push(start..start + tensor.data().len());
+        }
+    }
+    for place in places {
+        for (head, bytes) in bytes[place].chunks_exact_mut(4).enumerate() {
+            bytes.copy_from_slice(&sink(head).to_le_bytes());
+        }
+    }
+    std::fs::write(path, bytes).unwrap();
+}
+
 fn fill(tensor: &Tensor, bytes: &mut [u8], packing: &dyn Fn(&str) -> Packing, rng: &mut Rng) {
     let name = tensor.name.as_str();
     match tensor.dtype {

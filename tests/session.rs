@@ -187,13 +187,13 @@ fn without_branch_points_the_nearest_snapshot_serves() {
     policy.snapshot_every = 64;
     let mut session = Session::with_policy(&model, &policy).unwrap();
     run(&model, &mut session, &prompt(1, 300), 120);
-    // Chunks of 50: snapshots at 100, 200 and 300.
-    let branch = joined(&[&prompt(1, 300)[..260], &prompt(2, 20)]);
-    assert_eq!(run(&model, &mut session, &branch, 110).1, 200);
-    let branch = joined(&[&prompt(1, 300)[..199], &prompt(2, 20)]);
-    assert_eq!(run(&model, &mut session, &branch, 3).1, 199);
-    let branch = joined(&[&prompt(1, 300)[..40], &prompt(2, 20)]);
-    assert_eq!(run(&model, &mut session, &branch, 3).1, 0);
+    // Snapshots at 64, 128, 192 and 256, whatever the chunks.
+    let branch = |at: usize| joined(&[&prompt(1, 300)[..at], &prompt(2, 20)]);
+    assert_eq!(run(&model, &mut session, &branch(260), 110).1, 256);
+    assert_eq!(run(&model, &mut session, &branch(199), 3).1, 192);
+    // Within the slack of the one at 128.
+    assert_eq!(run(&model, &mut session, &branch(100), 3).1, 100);
+    assert_eq!(run(&model, &mut session, &branch(31), 3).1, 0);
 }
 
 #[test]

@@ -253,13 +253,22 @@ fn going_back_anywhere_gives_what_a_fresh_run_gives() {
                     exact += 1;
                 }
                 6..8 => {
-                    let to = rng.below(len + 1);
+                    // Anywhere, just beyond the slack, and about the latest or an earlier snapshot.
+                    let every = policy.snapshot_every.max(1);
+                    let about = |position: usize| (position + 1).saturating_sub(policy.slack);
+                    let to = match rng.below(4) {
+                        0 => rng.below(len + 1),
+                        1 => sequence.exact_from().saturating_sub(1),
+                        2 => about(len - len % every).min(len),
+                        _ => about(rng.below(len + 1)).min(len),
+                    };
                     let within = to >= sequence.exact_from() && !sequence.floats_gone(to);
                     let reached = sequence.rewind(to);
                     assert!(!within || reached == to);
                     assert!(!sequence.floats_gone(reached) || reached == 0);
                     earlier += usize::from(0 < reached && reached < to);
                     copies += usize::from(reached > 0 && len - reached > policy.slack);
+                    feed(sequence, &[1, 2]);
                 }
                 8 => sequence.cache.snapshot().unwrap(),
                 _ if count < 3 => {

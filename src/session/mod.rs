@@ -93,7 +93,7 @@ impl Session {
             self.cache.snapshot()?;
             let points = std::mem::take(&mut self.branch_points);
             self.cache.mark(points.into_iter().chain([prompt.len()]));
-            // What is left lazy could be computed by this thread only.
+            // Waited for here: a clone may go to another thread, and no two may wait for the same.
             transforms::eval(self.cache.arrays())?;
             Ok(reached)
         });

@@ -12,6 +12,9 @@ pub type Result<T> = std::result::Result<T, Error>;
 /// What another library reported, kept whole as the source of an [`Error`].
 pub type Source = Box<dyn StdError + Send + Sync + 'static>;
 
+/// The [`Error::Io::action`] of writing a file.
+pub(crate) const WRITE: &str = "write";
+
 /// Everything that can go wrong, from reading a model's files to sampling a token.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -50,6 +53,14 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
+        reason: String,
+    },
+    /// A file with a session's cache is damaged, or is not for this model and policy.
+    #[error("{}: {reason}", path.display())]
+    CacheFile {
+        /// The file.
+        path: PathBuf,
+        /// Which check failed.
         reason: String,
     },
     /// The checkpoint's tensors are not the ones that the config asks for.
@@ -125,6 +136,20 @@ impl Error {
     /// The next step for whoever sees this error, in one sentence.
     pub fn hint(&self) -> String {
         match self {
+            Self::Io { action: WRITE, path, source } => match source.kind() {
+                io::ErrorKind::NotFound => {
+                    format!("make the folder for {} first", path.display())
+                }
+                io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                    format!("make the folder of {} writable for this user", path.display())
+                }
+                io::ErrorKind::StorageFull
+                | io::ErrorKind::QuotaExceeded
+                | io::ErrorKind::FileTooLarge => {
+                    format!("free some space for {}; what was there is as it was", path.display())
+                }
+                _ => format!("check that {} can be a file on a working disk", path.display()),
+            },
             Self::Io { path, source, .. } => match source.kind() {
                 io::ErrorKind::NotFound => format!(
                     "check the path {}; a model folder holds config.json, tokenizer.json and \
@@ -147,6 +172,11 @@ impl Error {
             Self::Checkpoint { path, .. } => {
                 format!("the file is damaged or incomplete: download {} again", path.display())
             }
+            Self::CacheFile { path, .. } => format!(
+                "use the model and the kv options that the file was made with, or delete {}: it \
+                 can be made anew",
+                path.display()
+            ),
             Self::Tensors(_) => "config.json and the safetensors files must come from the same \
                                  conversion of a GPT-OSS model; download the folder again"
                 .into(),

@@ -46,6 +46,7 @@ pub mod checkpoint;
 mod completion;
 pub mod config;
 mod error;
+mod fingerprint;
 mod generate;
 mod linear;
 #[allow(unsafe_code)]

@@ -10,6 +10,7 @@ use crate::cache::{Cache, KvPolicy, LayerCache};
 use crate::checkpoint::Checkpoint;
 use crate::config::{Config, GenerationConfig};
 use crate::error::{Error, Result};
+use crate::fingerprint::Fingerprint;
 use crate::linear::{Embedding, Linear};
 use crate::mlx::{self, Device};
 use crate::moe::{Moe, MoeShared};
@@ -47,6 +48,7 @@ pub struct Model {
     dir: PathBuf,
     device: Device,
     load_time: Duration,
+    fingerprint: Fingerprint,
     dtype: Dtype,
     kv: KvPolicy,
     rope: Rope,
@@ -153,8 +155,10 @@ impl Model {
             // MLX's CPU kernels add up in the activations' type: f32 is both exact and fast there.
             let suited = if on_gpu { activation_dtype(&plan) } else { Dtype::Float32 };
             let dtype = dtype.unwrap_or(suited);
+            // Now: the files may be others when a session is saved.
+            let fingerprint = Fingerprint::new(&config, &checkpoint, dtype)?;
             let loader = Loader::new(checkpoint, dtype, on_gpu, options.fuse_gate_up, progress);
-            Self::build(dir, config, stop_ids, &plan, device, dtype, loader)
+            Self::build(dir, config, stop_ids, &plan, fingerprint, device, loader)
         })?;
         model.kv = options.kv;
         model.load_time = started.elapsed();
@@ -166,10 +170,11 @@ impl Model {
         config: Config,
         stop_ids: Vec<u32>,
         plan: &Plan,
+        fingerprint: Fingerprint,
         device: Device,
-        dtype: Dtype,
         mut loader: Loader<'_>,
     ) -> Result<Self> {
+        let dtype = fingerprint.dtype;
         let shape = AttentionShape::new(&config, device.is_gpu())?;
         let embed_tokens = loader.embedding(&plan.embed_tokens)?;
         let layers = plan
@@ -202,6 +207,7 @@ impl Model {
             config,
             stop_ids,
             device,
+            fingerprint,
             dtype,
             kv: KvPolicy::default(),
             load_time: Duration::ZERO,
@@ -254,6 +260,11 @@ impl Model {
     /// How long loading took.
     pub fn load_time(&self) -> Duration {
         self.load_time
+    }
+
+    /// What tells this model from others.
+    pub(crate) fn fingerprint(&self) -> Fingerprint {
+        self.fingerprint
     }
 
     /// An empty cache for one sequence, with the policy that the model was loaded with.

@@ -82,16 +82,16 @@ impl FullCache {
         Ok(())
     }
 
-    /// The rows in use: a view.
-    pub(super) fn used(&self) -> Result<Option<KeysValues>> {
-        self.rows.as_ref().map(|rows| rows.view(0, self.len)).transpose()
-    }
-
     /// A cache that holds exactly these rows.
     pub(super) fn restored(policy: KvPolicy, rows: KeysValues) -> Result<Self> {
-        let len = rows.count()?;
-        let packed = policy.is_quantized() && size(len) > policy.quantize_from;
-        Ok(Self { policy, rows: Some(rows), len, packed })
+        // Not told by the length: who went back to `quantize_from` has packed rows there.
+        let packed = rows.is_packed();
+        Ok(Self { policy, len: rows.count()?, rows: Some(rows), packed })
+    }
+
+    /// Rows in use.
+    pub(super) fn len(&self) -> i32 {
+        self.len
     }
 
     pub(super) fn held(&self) -> Option<&KeysValues> {

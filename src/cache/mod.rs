@@ -5,6 +5,7 @@
 //! cut, sliding ones drop rows of their slack or take those of a [`snapshot`](Cache::snapshot).
 
 mod full;
+mod parts;
 mod policy;
 mod rows;
 mod size;
@@ -17,6 +18,7 @@ use crate::config::{Config, LayerType};
 use crate::error::{Error, Result};
 
 pub(crate) use full::FullCache;
+pub(crate) use parts::{Form, Place};
 pub use policy::{KvBits, KvPolicy};
 pub(crate) use rows::{KeysValues, PackedRows, Rows};
 pub use size::KvBytes;

@@ -131,6 +131,31 @@ impl KvPolicy {
         Ok(())
     }
 
+    /// All fields as JSON, for a file; two policies are the same when their texts are.
+    pub(crate) fn to_json(self) -> String {
+        let Self {
+            key_bits,
+            value_bits,
+            group_size,
+            quantize_from,
+            slack,
+            growth_step,
+            snapshot_every,
+            snapshot_bytes,
+        } = self;
+        serde_json::json!({
+            "key_bits": key_bits.bits(),
+            "value_bits": value_bits.bits(),
+            "group_size": group_size,
+            "quantize_from": quantize_from,
+            "slack": slack,
+            "growth_step": growth_step,
+            "snapshot_every": snapshot_every,
+            "snapshot_bytes": snapshot_bytes,
+        })
+        .to_string()
+    }
+
     /// How keys are packed; None for floats.
     pub(super) fn key_packing(&self) -> Option<QuantizationParams> {
         self.packing(self.key_bits)

@@ -168,6 +168,11 @@ impl KeysValues {
         self.keys.count()
     }
 
+    /// True when keys or values are packed.
+    pub(super) fn is_packed(&self) -> bool {
+        [&self.keys, &self.values].iter().any(|rows| matches!(rows, Rows::Packed(_)))
+    }
+
     /// All arrays.
     pub(crate) fn arrays(&self) -> impl Iterator<Item = &Array> {
         self.keys.arrays().chain(self.values.arrays())

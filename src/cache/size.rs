@@ -161,10 +161,9 @@ mod tests {
     }
 
     /// Feeds every layer keys and values of so many tokens.
-    fn feed(cache: &mut Cache, tokens: usize, dtype: Dtype) {
+    fn feed(cache: &mut Cache, config: &Config, tokens: usize, dtype: Dtype) {
         let rows = ops::ones_dtype(&[1, 8, i32::try_from(tokens).unwrap(), 64], dtype).unwrap();
-        let layers = cache.layers.len();
-        cache.begin(layers).unwrap();
+        cache.begin(config, tokens).unwrap();
         for layer in &mut cache.layers {
             layer.update(rows.clone(), rows.clone()).unwrap();
         }
@@ -192,7 +191,7 @@ mod tests {
                 for length in lengths {
                     while cache.len() < *length {
                         let left = length - cache.len();
-                        feed(&mut cache, left.min(512), Dtype::Bfloat16);
+                        feed(&mut cache, &config, left.min(512), Dtype::Bfloat16);
                     }
                     assert_as_computed(&cache, &config, 2);
                 }
@@ -219,7 +218,7 @@ mod tests {
                 for length in [from - 1, from, from + 1, 2 * from + 1] {
                     let new = length - cache.len();
                     if new > 0 {
-                        feed(&mut cache, new, dtype);
+                        feed(&mut cache, &config, new, dtype);
                     }
                     assert_as_computed(&cache, &config, item_size);
                 }
@@ -234,7 +233,7 @@ mod tests {
             let policy = KvPolicy { snapshot_every, snapshot_bytes, ..KvPolicy::default() };
             let mut cache = Cache::new(&config, &policy);
             for _ in 0..30 {
-                feed(&mut cache, 1, Dtype::Bfloat16);
+                feed(&mut cache, &config, 1, Dtype::Bfloat16);
                 cache.snapshot().unwrap();
                 assert_as_computed(&cache, &config, 2);
             }

@@ -156,6 +156,11 @@ impl SlidingCache {
         Ok(())
     }
 
+    /// Rows in use.
+    pub(super) fn len(&self) -> i32 {
+        self.len
+    }
+
     pub(super) fn held(&self) -> Option<&KeysValues> {
         self.rows.as_ref()
     }

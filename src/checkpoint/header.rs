@@ -135,6 +135,24 @@ fn header(head: &[u8], file_len: usize) -> std::result::Result<Vec<(String, Tens
     Ok(tensors)
 }
 
+/// Reads the free text of a header that [`parse_header`] has accepted.
+///
+/// # Errors
+/// [`Error::Checkpoint`] with `path` when there is none.
+pub(crate) fn parse_metadata(path: &Path, head: &[u8]) -> Result<BTreeMap<String, String>> {
+    #[derive(Deserialize)]
+    struct Metadata {
+        #[serde(rename = "__metadata__")]
+        metadata: BTreeMap<String, String>,
+    }
+    let text = head
+        .split_first_chunk::<PREFIX_BYTES>()
+        .and_then(|(length, rest)| rest.get(..usize::try_from(u64::from_le_bytes(*length)).ok()?));
+    let Metadata { metadata } = serde_json::from_slice(text.unwrap_or_default())
+        .map_err(|error| corrupt(path, printable(&error.to_string())))?;
+    Ok(metadata)
+}
+
 /// Bytes of a tensor; `None` when that is no whole number or does not fit into a `usize`.
 fn byte_size(dtype: Dtype, shape: &[usize]) -> Option<usize> {
     let elements = shape.iter().try_fold(1_usize, |product, &axis| product.checked_mul(axis))?;
@@ -196,7 +214,7 @@ pub(super) fn corrupt(path: &Path, reason: impl Into<String>) -> Error {
 
 /// Text from a damaged file, cut and without control characters, so that it can be shown on a
 /// terminal.
-fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     const SHOWN: usize = 300;
     let clean = |c: char| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c };
     let mut shown: String = text.chars().take(SHOWN).map(clean).collect();

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use memmap2::Mmap;
 
 pub use self::header::{TensorInfo, parse_header, parse_index};
+pub(crate) use self::header::{parse_metadata, printable};
 
 use self::header::corrupt;
 use crate::error::{Error, Result, TensorMismatch};

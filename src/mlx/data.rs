@@ -55,7 +55,7 @@ pub(crate) fn array_from_parts(shape: &[i32], dtype: Dtype, parts: &[&[u8]]) -> 
     if !is_row_major(&array) || array.nbytes() != total.unwrap_or(0) {
         return Err(invalid(OP, "zeros are not laid out in rows"));
     }
-    let mut to = writable(&array)?;
+    let mut to = data(&array)?.cast_mut();
     for part in parts {
         // SAFETY: the parts add up to the array's bytes (checked above), so that every part ends
         // within them; source and target are different allocations; the array is evaluated and
@@ -95,13 +95,52 @@ fn is_row_major(array: &Array) -> bool {
 }
 
 /// Where the bytes of an evaluated array begin.
-fn writable(array: &Array) -> Result<*mut u8> {
+fn data(array: &Array) -> Result<*const u8> {
     // SAFETY: reads a pointer out of a live, evaluated array.
     let data = unsafe { mlx_sys::mlx_array_data_uint8(array.as_ptr()) };
     if data.is_null() && array.nbytes() > 0 {
-        return Err(invalid("array_from_parts", "the array has no data"));
+        return Err(invalid("data", "the array has no data"));
     }
-    Ok(data.cast_mut())
+    Ok(data)
+}
+
+/// The bytes of the first `rows` rows along axis 2 of an array [1, heads, length, width], one slice
+/// for each head. Rows must lie one behind the other; heads may lie apart, as in a view of longer
+/// ones. Evaluates the array.
+///
+/// # Errors
+/// [`Error::Mlx`] when the array has another form or fewer rows, or its evaluation fails.
+pub(crate) fn row_bytes(array: &Array, rows: i32) -> Result<Vec<&[u8]>> {
+    const OP: &str = "row_bytes";
+    array.eval()?;
+    let wrong = || invalid(OP, format!("{rows} rows of {:?}", array.shape()));
+    let (&[1, heads, length, width], &[_, head_stride, row_stride, stride]) =
+        (array.shape(), array.strides())
+    else {
+        return Err(wrong());
+    };
+    let [heads, width] = [heads, width].map(|n| usize::try_from(n).unwrap_or(0));
+    let in_rows = (stride == 1 || width <= 1) && (row_stride == width || length <= 1);
+    if rows < 0 || rows > length || !in_rows {
+        return Err(wrong());
+    }
+    let item = item_size(array.dtype());
+    let bytes = usize::try_from(rows).ok().and_then(|n| n.checked_mul(width)?.checked_mul(item));
+    let bytes = bytes.ok_or_else(wrong)?;
+    if bytes == 0 {
+        return Ok(vec![&[]; heads]);
+    }
+    let start = data(array)?;
+    let head = |head: usize| {
+        let offset = head.checked_mul(head_stride).and_then(|n| n.checked_mul(item));
+        let offset = offset.ok_or_else(wrong)?;
+        // SAFETY: the array is evaluated, and MLX keeps all elements that shape and strides name
+        // within its memory; the first `rows` rows of a head are such elements without gaps, as
+        // checked above. They live as long as the borrowed handle, and MLX writes in place only to
+        // memory that no other handle holds.
+        Ok(unsafe { std::slice::from_raw_parts(start.add(offset), bytes) })
+    };
+    (0..heads).map(head).collect()
 }
 
 /// The window of whole pages around `bytes` of a map of `len` bytes: where it begins and ends, and
@@ -178,6 +217,27 @@ mod tests {
         let (a, b) = (a.concat(), b.concat());
         let array = array_from_parts(&[2, 2], Dtype::Uint32, &[&a, &b]).unwrap();
         assert_eq!(array.as_slice::<u32>(), &[1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn rows_are_read_head_by_head() {
+        // [1, 2 heads, 3 rows, 2]: counted up from 0.
+        let array = Array::from_iter(0u32..12, &[1, 2, 3, 2]);
+        let read = |array: &Array, rows| -> Vec<Vec<u8>> {
+            row_bytes(array, rows).unwrap().iter().map(|head| head.to_vec()).collect()
+        };
+        let bytes =
+            |numbers: &[u32]| numbers.iter().flat_map(|n| n.to_le_bytes()).collect::<Vec<u8>>();
+        assert_eq!(read(&array, 2), [bytes(&[0, 1, 2, 3]), bytes(&[6, 7, 8, 9])]);
+        assert_eq!(read(&array, 0), [bytes(&[]), bytes(&[])]);
+        // A view of the last two rows of each head.
+        let view = super::super::slice(&array, &[0, 0, 1, 0], &[1, 2, 3, 2]).unwrap();
+        assert_eq!(read(&view, 1), [bytes(&[2, 3]), bytes(&[8, 9])]);
+        assert!(row_bytes(&array, 4).is_err());
+        assert!(row_bytes(&array, -1).is_err());
+        assert!(row_bytes(&array.reshape(&[2, 3, 2]).unwrap(), 1).is_err());
+        let turned = mlx_rs::ops::swap_axes(&array, 2, 3).unwrap();
+        assert!(row_bytes(&turned, 1).is_err());
     }
 
     #[test]

@@ -12,7 +12,7 @@ mod ops;
 mod random;
 
 pub(crate) use compile::{Compiled, PureFn};
-pub(crate) use data::{array_from_map, array_from_parts, wraps_maps};
+pub(crate) use data::{array_from_map, array_from_parts, row_bytes, wraps_maps};
 pub use device::Device;
 pub(crate) use device::{clear_cache, peak_memory};
 pub(crate) use map::map_file;

@@ -34,7 +34,7 @@ impl Model {
         options: &GenerateOptions,
     ) -> Result<Generation<Decoder<'_>>> {
         // Nobody comes back to a sequence that ends with its generation.
-        let policy = KvPolicy { snapshot_bytes: 0, ..*self.new_cache().policy() };
+        let policy = KvPolicy { snapshot_bytes: 0, ..*self.kv_policy() };
         let session = Box::new(Session::with_policy(self, &policy)?);
         let decoder = Decoder { model: self, session: Held::Own(session) };
         Generation::new(decoder, prompt, options)
@@ -52,7 +52,7 @@ impl Model {
         prompt: &[u32],
         options: &GenerateOptions,
     ) -> Result<Generation<Decoder<'a>>> {
-        if !session.cache.fits(self.config()) {
+        if session.model != self.fingerprint() {
             return Err(Error::argument("session", "it belongs to another model"));
         }
         let decoder = Decoder { model: self, session: Held::Lent(session) };

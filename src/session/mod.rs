@@ -2,15 +2,19 @@
 //! where it differs.
 
 mod decoder;
+mod file;
 mod store;
 
 pub use decoder::Decoder;
 pub use store::{PrefixStats, PrefixStore};
 
+use std::time::Duration;
+
 use mlx_rs::{Array, transforms};
 
 use crate::cache::{Cache, KvPolicy};
 use crate::error::{Error, Result};
+use crate::fingerprint::Fingerprint;
 use crate::mlx::Device;
 use crate::model::Model;
 
@@ -30,6 +34,9 @@ pub struct Session {
     branch_points: Vec<usize>,
     /// Tokens of the last prompt.
     prompt_len: usize,
+    /// The model whose cache it is.
+    model: Fingerprint,
+    prefill_time: Duration,
     device: Device,
 }
 
@@ -49,8 +56,16 @@ impl Session {
 
     /// A session of tokens that are in the cache.
     fn of(model: &Model, cache: Cache, ids: Vec<u32>) -> Self {
-        let (last, branch_points, prompt_len) = (None, Vec::new(), ids.len());
-        Self { ids, last, cache, branch_points, prompt_len, device: model.device() }
+        Self {
+            last: None,
+            cache,
+            branch_points: Vec::new(),
+            prompt_len: ids.len(),
+            model: model.fingerprint(),
+            prefill_time: Duration::ZERO,
+            device: model.device(),
+            ids,
+        }
     }
 
     /// The tokens held.
@@ -61,6 +76,17 @@ impl Session {
     /// The cache.
     pub fn cache(&self) -> &Cache {
         &self.cache
+    }
+
+    /// How long it took to compute what the cache holds, as far as [`Session::set_prefill_time`]
+    /// was told: what a saved session saves.
+    pub fn prefill_time(&self) -> Duration {
+        self.prefill_time
+    }
+
+    /// Notes how long it took to compute what the cache holds, for [`Session::save`].
+    pub fn set_prefill_time(&mut self, time: Duration) {
+        self.prefill_time = time;
     }
 
     /// Positions of the next prompt from which other prompts may branch off, such as the end of the
@@ -112,7 +138,7 @@ impl Session {
     /// True when it can be used with this model, and keeps keys and values as the model's own
     /// sessions do.
     fn is_of(&self, model: &Model) -> bool {
-        self.cache.fits(model.config()) && self.cache.policy() == model.kv_policy()
+        self.model == model.fingerprint() && self.cache.policy() == model.kv_policy()
     }
 
     /// True when it begins with `ids` and can go back to where they end.
@@ -129,13 +155,21 @@ impl Session {
     pub fn clear(&mut self) {
         self.ids.clear();
         self.last = None;
+        self.prefill_time = Duration::ZERO;
         self.cache.clear();
     }
 
     /// Waits for what is being computed, and reads the last token. What failed is forgotten: the
     /// next prompt is then computed from its beginning.
     fn settle(&mut self) {
-        let settled = self.device.run(|| {
+        // Either way, what is left can be gone on with.
+        self.settled().ok();
+    }
+
+    /// [`Session::settle`] that says what failed.
+    fn settled(&mut self) -> Result<()> {
+        let device = self.device;
+        let settled = device.run(|| {
             self.read_last()?;
             transforms::eval(self.cache.arrays())?;
             match self.ids.len() == self.cache.len() && self.cache.can_trim(self.cache.len()) {
@@ -146,6 +180,7 @@ impl Session {
         if settled.is_err() {
             self.clear();
         }
+        settled
     }
 
     /// Moves the last token, once computed, to the others.

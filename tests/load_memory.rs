@@ -10,12 +10,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::layouts::{Shape, mxfp4_q, mxfp4_q_config};
-use common::rng::Rng;
-use common::safetensors::{Spec, Tensor, place, write_index, write_with};
+use common::large_model::{self, Sizes};
+use common::layouts::Shape;
 use gpt_oss_mlx::{GenerateOptions, LoadOptions, Model};
 use mlx_rs::memory;
 use safetensors::Dtype;
+use serde_json::Map;
 
 /// MXFP4 experts of 36.8 MB, an embedding and a head of 54.3 MB, 1.03 GB in all.
 const SHAPE: Shape = Shape {
@@ -28,78 +28,9 @@ const SHAPE: Shape = Shape {
     experts: 32,
     vocab: 32_768,
 };
-const SHARDS: usize = 4;
 
 /// What the process needs besides: stacks, tables, memory that malloc keeps after it was freed.
 const SLACK: usize = 32 << 20;
-
-/// What a model's files hold.
-struct Sizes {
-    /// Bytes of all tensors.
-    total: usize,
-    /// Bytes of the largest.
-    largest: usize,
-}
-
-/// Writes the checkpoint in several files. Floats are f32, which the CPU computes in, so that the
-/// loaded model is as large as the files.
-fn write_model(dir: &Path) -> Sizes {
-    let config = SHAPE.config(mxfp4_q_config(&SHAPE, 8));
-    std::fs::write(dir.join("config.json"), config).unwrap();
-    let specs = SHAPE.mlx(Dtype::F32, mxfp4_q(8));
-    let mut shards: Vec<Vec<Spec>> = vec![Vec::new(); SHARDS];
-    let per_shard = specs.len().div_ceil(SHARDS);
-    for (i, spec) in specs.into_iter().enumerate() {
-        shards[i / per_shard].push(spec);
-    }
-    let random = Random::new();
-    let mut listed = Vec::new();
-    let mut sizes = Sizes { total: 0, largest: 0 };
-    for (i, specs) in shards.iter().enumerate() {
-        let file = format!("model-{:05}-of-{SHARDS:05}.safetensors", i + 1);
-        let tensors = place(specs);
-        write_with(&dir.join(&file), &tensors, |tensor, bytes| random.fill(tensor, bytes));
-        for tensor in tensors {
-            let size = (tensor.end - tensor.start) as usize;
-            sizes.total += size;
-            sizes.largest = sizes.largest.max(size);
-            listed.push((tensor.name, file.clone()));
-        }
-    }
-    write_index(dir, listed.iter().map(|(name, file)| (name.as_str(), file.as_str())));
-    sizes
-}
-
-/// A megabyte of random numbers of each kind, repeated: random enough for memory, and fast.
-struct Random {
-    codes: Vec<u8>,
-    exponents: Vec<u8>,
-    floats: Vec<u8>,
-}
-
-impl Random {
-    fn new() -> Self {
-        const LEN: usize = 1 << 20;
-        let mut rng = Rng::new(8);
-        let codes = (0..LEN / 8).flat_map(|_| rng.bits().to_le_bytes()).collect();
-        let mut rng = Rng::new(9);
-        let exponents = (0..LEN).map(|_| 120 + rng.below(3) as u8).collect();
-        let mut float = || 0.001 * (rng.uniform() - 0.5) as f32;
-        let floats = (0..LEN / 4).flat_map(|_| float().to_le_bytes()).collect();
-        Self { codes, exponents, floats }
-    }
-
-    fn fill(&self, tensor: &Tensor, bytes: &mut [u8]) {
-        let source = match tensor.dtype {
-            Dtype::F32 => &self.floats,
-            Dtype::U8 => &self.exponents,
-            _ => &self.codes,
-        };
-        for chunk in bytes.chunks_mut(source.len()) {
-            chunk.copy_from_slice(&source[..chunk.len()]);
-        }
-    }
-}
 
 /// Memory of this process that belongs to no file, bytes; None where the system does not say.
 fn anonymous_memory() -> Option<usize> {
@@ -170,7 +101,8 @@ fn loading_takes_the_models_size_and_at_most_its_largest_tensor_more() {
     let started = Instant::now();
     // Not in the system's folder for temporary files, which may be in memory itself.
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    let sizes = write_model(dir.path());
+    // Floats are f32, which the CPU computes in, so that the loaded model is as large as the files.
+    let sizes = large_model::write(dir.path(), &SHAPE, Dtype::F32, Map::new());
     assert!(sizes.total >= 1_000_000_000);
     println!("written in {:?}", started.elapsed());
     let level = anonymous_memory();

@@ -4,6 +4,7 @@
 pub mod affine;
 pub mod attention;
 pub mod block;
+pub mod large_model;
 pub mod layouts;
 pub mod logits;
 pub mod moe;

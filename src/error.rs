@@ -110,6 +110,22 @@ pub enum Error {
         /// Tokens that fit.
         limit: usize,
     },
+    /// The model does not fit into the memory that there is.
+    #[error(
+        "the model needs {} of memory with a context of {context} tokens, and {} are available",
+        readable(*needed),
+        readable(*available)
+    )]
+    OutOfMemory {
+        /// Bytes needed.
+        needed: u64,
+        /// Bytes that the device has for it.
+        available: u64,
+        /// Tokens of context that were asked for.
+        context: usize,
+        /// The longest context that would fit; 0 when none does.
+        largest_context: usize,
+    },
     /// A cache no longer holds what going back to this length needs.
     #[error("the cache cannot go back from {from} tokens to {to}")]
     CannotGoBack {
@@ -198,6 +214,15 @@ impl Error {
             Self::ContextFull { limit, .. } => {
                 format!("shorten the prompt or ask for fewer tokens, {limit} in all at most")
             }
+            Self::OutOfMemory { largest_context: 0, .. } => {
+                "close other programs or take a smaller model: there is no room for this one's \
+                 weights and the shortest context"
+                    .into()
+            }
+            Self::OutOfMemory { largest_context, .. } => format!(
+                "set `max_context` to {largest_context} tokens or fewer, keep the cache in 8 or 4 \
+                 bits, or close other programs"
+            ),
             Self::CannotGoBack { from, to } if to > from => {
                 format!("a cache of {from} tokens can only become shorter")
             }
@@ -223,6 +248,17 @@ impl Error {
     /// An error about a caller's argument.
     pub(crate) fn argument(name: &'static str, reason: impl Into<String>) -> Self {
         Self::Argument { name, reason: reason.into() }
+    }
+}
+
+/// Bytes as people read them, in powers of ten: "12.1 GB".
+pub(crate) fn readable(bytes: u64) -> String {
+    match bytes {
+        0..1_000 => format!("{bytes} bytes"),
+        1_000..1_000_000 => format!("{:.1} kB", bytes as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
+        1_000_000_000..1_000_000_000_000 => format!("{:.1} GB", bytes as f64 / 1e9),
+        _ => format!("{:.1} TB", bytes as f64 / 1e12),
     }
 }
 

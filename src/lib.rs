@@ -49,6 +49,7 @@ mod error;
 mod fingerprint;
 mod generate;
 mod linear;
+mod memory;
 #[allow(unsafe_code)]
 mod mlx;
 mod model;
@@ -68,6 +69,7 @@ pub use generate::{
     CancelToken, FinishReason, GenerateOptions, Generation, Timings, Token, TokenLogprob,
     TokenSource,
 };
+pub use memory::{MemoryCheck, MemoryEstimate, MemoryLimits, MemoryRow};
 pub use mlx::Device;
 pub use model::{LoadOptions, Model};
 pub use sampler::Sampling;

@@ -12,6 +12,7 @@ use crate::config::{Config, GenerationConfig};
 use crate::error::{Error, Result};
 use crate::fingerprint::Fingerprint;
 use crate::linear::{Embedding, Linear};
+use crate::memory::{self, MemoryCheck, MemoryEstimate, MemoryLimits, available};
 use crate::mlx::{self, Device};
 use crate::moe::{Moe, MoeShared};
 use crate::rope::Rope;
@@ -29,11 +30,64 @@ pub struct LoadOptions {
     pub fuse_gate_up: bool,
     /// How caches keep keys and values; checked against the model's shape.
     pub kv: KvPolicy,
+    /// Most tokens of a sequence, at most the model's own limit. It bounds [`Model::context_limit`]
+    /// and is the context for which there has to be memory. None takes the model's limit, and looks
+    /// for memory for 4096 tokens.
+    pub max_context: Option<usize>,
+    /// What to do when there is not memory enough.
+    pub memory: MemoryCheck,
+    /// Limits of MLX's allocator, set before anything is loaded, for the whole process.
+    pub limits: MemoryLimits,
+}
+
+impl LoadOptions {
+    /// Checks the options against the model's shape.
+    fn validate(&self, config: &Config) -> Result<()> {
+        self.kv.validate(config)?;
+        let limit = config.max_position_embeddings;
+        match self.max_context {
+            Some(0) => Err(Error::argument("max_context", "must be at least 1")),
+            Some(tokens) if tokens > limit => {
+                let reason = format!("{tokens} is more than the model's own {limit}");
+                Err(Error::argument("max_context", reason))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn estimate(
+        &self,
+        config: &Config,
+        checkpoint: &Checkpoint,
+        plan: &Plan,
+        dtype: safetensors::Dtype,
+    ) -> Result<MemoryEstimate> {
+        let options = self.memory_options(self.device.is_gpu(), available(self.device)?);
+        Ok(MemoryEstimate::new(config, checkpoint, plan, dtype, options))
+    }
+
+    fn memory_options(&self, on_gpu: bool, available: Option<u64>) -> memory::Options {
+        let Self { kv, max_context, fuse_gate_up, .. } = *self;
+        memory::Options { kv, max_context, fuse_gate_up, on_gpu, available }
+    }
+
+    /// The type of the activations, which all floats are cast to. MLX's CPU kernels add up in it:
+    /// f32 is both exact and fast there.
+    fn activation_dtype(&self, plan: &Plan) -> safetensors::Dtype {
+        if self.device.is_gpu() { plan.dtype } else { safetensors::Dtype::F32 }
+    }
 }
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        Self { device: Device::Auto, fuse_gate_up: true, kv: KvPolicy::default() }
+        Self {
+            device: Device::Auto,
+            fuse_gate_up: true,
+            kv: KvPolicy::default(),
+            max_context: None,
+            memory: MemoryCheck::default(),
+            limits: MemoryLimits::default(),
+        }
     }
 }
 
@@ -51,6 +105,8 @@ pub struct Model {
     fingerprint: Fingerprint,
     dtype: Dtype,
     kv: KvPolicy,
+    max_context: Option<usize>,
+    memory: Option<MemoryEstimate>,
     rope: Rope,
     moe: MoeShared,
     embed_tokens: Embedding,
@@ -110,7 +166,8 @@ impl Model {
     /// safetensors files.
     ///
     /// # Errors
-    /// Whatever is wrong with a file, named; see [`Error`].
+    /// Whatever is wrong with a file or an option, named, and [`Error::OutOfMemory`] when there is
+    /// not memory enough; see [`Error`].
     pub fn load(dir: impl AsRef<Path>, options: &LoadOptions) -> Result<Self> {
         Self::load_with_progress(dir, options, |_, _| ())
     }
@@ -127,18 +184,41 @@ impl Model {
         Self::load_as(dir.as_ref(), options, None, &mut progress)
     }
 
+    /// How much memory the model in a folder takes, loaded with these options, and whether that is
+    /// there. The context is `max_context`, else 4096 tokens or the model's own where that is less;
+    /// the estimate tells of others as well. Reads config.json and the headers, and no tensor.
+    ///
+    /// # Errors
+    /// As [`Model::load`], but for memory.
+    pub fn estimate_memory(dir: impl AsRef<Path>, options: &LoadOptions) -> Result<MemoryEstimate> {
+        let (config, checkpoint, plan) = read_headers(dir.as_ref(), options)?;
+        options.estimate(&config, &checkpoint, &plan, options.activation_dtype(&plan))
+    }
+
+    /// [`Model::estimate_memory`] for a GPU with so many bytes, whatever this machine has: for
+    /// choosing a model that is to run elsewhere.
+    ///
+    /// # Errors
+    /// As [`Model::estimate_memory`].
+    pub fn estimate_memory_on_gpu(
+        dir: impl AsRef<Path>,
+        options: &LoadOptions,
+        available: Option<u64>,
+    ) -> Result<MemoryEstimate> {
+        let (config, checkpoint, plan) = read_headers(dir.as_ref(), options)?;
+        let options = options.memory_options(true, available);
+        Ok(MemoryEstimate::new(&config, &checkpoint, &plan, plan.dtype, options))
+    }
+
     /// Loads with activations of type `dtype`, or of the type that suits the device.
     fn load_as(
         dir: &Path,
         options: &LoadOptions,
-        dtype: Option<Dtype>,
+        dtype: Option<safetensors::Dtype>,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self> {
         let started = Instant::now();
-        // Asked first: a wrong path should not be reported as a missing config.json.
-        std::fs::read_dir(dir).map_err(Error::io("open the model folder", dir))?;
-        let config = Config::from_dir(dir)?;
-        options.kv.validate(&config)?;
+        let config = read_config(dir, options)?;
         let generation = GenerationConfig::from_dir(dir)?;
         if let Some(generation) = &generation {
             generation.check_vocabulary(&dir.join("generation_config.json"), config.vocab_size)?;
@@ -150,17 +230,25 @@ impl Model {
         let checkpoint = Checkpoint::open(dir)?;
         let plan = plan(&config, &checkpoint)?;
         let device = options.device;
+        let dtype = dtype.unwrap_or_else(|| options.activation_dtype(&plan));
+        let memory = match options.memory {
+            MemoryCheck::Off => None,
+            _ => Some(options.estimate(&config, &checkpoint, &plan, dtype)?),
+        };
+        if let (MemoryCheck::Refuse, Some(memory)) = (options.memory, &memory) {
+            memory.check()?;
+        }
+        options.limits.apply()?;
         let mut model = device.run(|| {
-            let on_gpu = device.is_gpu();
-            // MLX's CPU kernels add up in the activations' type: f32 is both exact and fast there.
-            let suited = if on_gpu { activation_dtype(&plan) } else { Dtype::Float32 };
-            let dtype = dtype.unwrap_or(suited);
+            let (dtype, on_gpu) = (mlx_dtype(dtype), device.is_gpu());
             // Now: the files may be others when a session is saved.
             let fingerprint = Fingerprint::new(&config, &checkpoint, dtype)?;
             let loader = Loader::new(checkpoint, dtype, on_gpu, options.fuse_gate_up, progress);
             Self::build(dir, config, stop_ids, &plan, fingerprint, device, loader)
         })?;
         model.kv = options.kv;
+        model.max_context = options.max_context;
+        model.memory = memory;
         model.load_time = started.elapsed();
         Ok(model)
     }
@@ -210,6 +298,8 @@ impl Model {
             fingerprint,
             dtype,
             kv: KvPolicy::default(),
+            max_context: None,
+            memory: None,
             load_time: Duration::ZERO,
         })
     }
@@ -247,9 +337,15 @@ impl Model {
         &self.stop_ids
     }
 
-    /// Most tokens of a sequence.
+    /// Most tokens of a sequence: the model's own limit, or the `max_context` that it was loaded
+    /// with.
     pub fn context_limit(&self) -> usize {
-        self.config.max_position_embeddings
+        self.max_context.unwrap_or(self.config.max_position_embeddings)
+    }
+
+    /// The memory estimated before loading; None when the check was off.
+    pub fn memory_estimate(&self) -> Option<&MemoryEstimate> {
+        self.memory.as_ref()
     }
 
     /// Where the model runs.
@@ -369,12 +465,28 @@ impl Model {
     }
 }
 
+/// The model's shape, which the options have to fit.
+fn read_config(dir: &Path, options: &LoadOptions) -> Result<Config> {
+    // Asked first: a wrong path should not be reported as a missing config.json.
+    std::fs::read_dir(dir).map_err(Error::io("open the model folder", dir))?;
+    let config = Config::from_dir(dir)?;
+    options.validate(&config)?;
+    Ok(config)
+}
+
+fn read_headers(dir: &Path, options: &LoadOptions) -> Result<(Config, Checkpoint, Plan)> {
+    let config = read_config(dir, options)?;
+    let checkpoint = Checkpoint::open(dir)?;
+    let plan = plan(&config, &checkpoint)?;
+    Ok((config, checkpoint, plan))
+}
+
 fn norm(config: &Config, name: &str, loader: &mut Loader<'_>) -> Result<RmsNorm> {
     Ok(RmsNorm { weight: loader.float(name, &[config.hidden_size])?, eps: config.rms_norm_eps })
 }
 
-fn activation_dtype(plan: &Plan) -> Dtype {
-    match plan.dtype {
+fn mlx_dtype(dtype: safetensors::Dtype) -> Dtype {
+    match dtype {
         safetensors::Dtype::BF16 => Dtype::Bfloat16,
         safetensors::Dtype::F16 => Dtype::Float16,
         _ => Dtype::Float32,
@@ -392,7 +504,8 @@ mod tests {
     /// and decoding on a GPU would take several times as long.
     #[test]
     fn the_residual_stream_keeps_its_type_at_every_layer() {
-        for dtype in [Dtype::Float32, Dtype::Bfloat16, Dtype::Float16] {
+        use safetensors::Dtype as FileDtype;
+        for dtype in [FileDtype::F32, FileDtype::BF16, FileDtype::F16] {
             let model = Model::load_as(
                 Path::new(DIR),
                 &LoadOptions::default(),
@@ -400,6 +513,7 @@ mod tests {
                 &mut |_, _| (),
             )
             .unwrap();
+            let dtype = mlx_dtype(dtype);
             // One token, a few, and enough for experts sorted by number and a mask.
             for length in [1u32, 9, 100] {
                 let mut cache = model.new_cache();

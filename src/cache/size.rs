@@ -34,20 +34,24 @@ impl KvPolicy {
         let step = self.growth_step.max(1);
         let rows = tokens.div_ceil(step).saturating_mul(step);
         let per_row = self.row_bytes(config, tokens > self.quantize_from, item_size);
-        let sliding_row = kv_row(config, KvBits::Float, KvBits::Float, 1, item_size);
-        let sliding_layers = count(config, LayerType::SlidingAttention);
-        let sliding = |rows: usize| -> u64 {
-            bytes(rows).saturating_mul(bytes(sliding_row)).saturating_mul(bytes(sliding_layers))
-        };
-        let kept = sliding::kept(config.sliding_window, self.slack);
-        let one = sliding(kept.min(tokens));
+        let one = self.one_snapshot(config, tokens, item_size);
+        let capacity = sliding::capacity(config.sliding_window, self.slack);
         // Besides those taken every so many tokens there are those asked for, at the ends of turns
         // for example: one at each position at most.
         KvBytes {
             full: bytes(rows).saturating_mul(per_row),
-            sliding: sliding(sliding::capacity(config.sliding_window, self.slack)),
+            sliding: sliding_bytes(config, capacity, item_size),
             snapshots: bytes(tokens).saturating_mul(one).min(bytes(self.snapshot_bytes)),
         }
+    }
+
+    /// Bytes of a snapshot after `tokens`; 0 when none is kept.
+    pub(crate) fn one_snapshot(&self, config: &Config, tokens: usize, item_size: usize) -> u64 {
+        if self.snapshot_bytes == 0 {
+            return 0;
+        }
+        let rows = sliding::kept(config.sliding_window, self.slack).min(tokens);
+        sliding_bytes(config, rows, item_size)
     }
 
     /// Bytes that each further token adds once full layers are as the policy wants them:
@@ -65,6 +69,13 @@ impl KvPolicy {
         let row = kv_row(config, key_bits, value_bits, self.group_size, item_size);
         bytes(row).saturating_mul(bytes(count(config, LayerType::FullAttention)))
     }
+}
+
+/// Bytes of so many rows in all sliding layers.
+fn sliding_bytes(config: &Config, rows: usize, item_size: usize) -> u64 {
+    let row = kv_row(config, KvBits::Float, KvBits::Float, 1, item_size);
+    let layers = count(config, LayerType::SlidingAttention);
+    bytes(rows).saturating_mul(bytes(row)).saturating_mul(bytes(layers))
 }
 
 /// Bytes of the key and the value of one token in one layer.

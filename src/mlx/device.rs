@@ -46,3 +46,10 @@ pub(crate) fn clear_cache() -> Result<()> {
 pub(crate) fn peak_memory() -> Result<usize> {
     Ok(mlx_rs::memory::peak_memory()?)
 }
+
+/// Bytes that MLX holds in this process: in arrays, and kept for reuse.
+pub(crate) fn held_memory() -> Result<(u64, u64)> {
+    install_handler();
+    let bytes = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+    Ok((bytes(mlx_rs::memory::active_memory()?), bytes(mlx_rs::memory::cache_memory()?)))
+}

@@ -1,10 +1,11 @@
 //! Everything that is `unsafe`: the few MLX operations that mlx-rs lacks, arrays over memory that
-//! we own, compiled functions without captured state, and MLX's error text. Nothing here knows
-//! about GPT-OSS.
+//! we own, compiled functions without captured state, what MLX says about a device, and MLX's error
+//! text. Nothing here knows about GPT-OSS.
 
 mod compile;
 mod data;
 mod device;
+mod device_info;
 mod error;
 mod map;
 mod metallib;
@@ -14,7 +15,8 @@ mod random;
 pub(crate) use compile::{Compiled, PureFn};
 pub(crate) use data::{array_from_map, array_from_parts, row_bytes, wraps_maps};
 pub use device::Device;
-pub(crate) use device::{clear_cache, peak_memory};
+pub(crate) use device::{clear_cache, held_memory, peak_memory};
+pub(crate) use device_info::{GpuMemory, gpu_memory};
 pub(crate) use map::map_file;
 pub(crate) use ops::{
     GatherIndices, depends, dequantize, gather_mm, gather_qmm, quantized_matmul, slice,

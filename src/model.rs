@@ -1,6 +1,7 @@
 //! The GPT-OSS model: OpenAI's `gpt_oss/torch/model.py`, with the cache as an argument.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mlx_rs::{Array, Dtype, fast, ops};
@@ -57,7 +58,7 @@ impl LoadOptions {
 
     fn estimate(
         &self,
-        config: &Config,
+        config: &Arc<Config>,
         checkpoint: &Checkpoint,
         plan: &Plan,
         dtype: safetensors::Dtype,
@@ -97,7 +98,7 @@ impl Default for LoadOptions {
 /// each thread that runs one a worker of its own, which stays until the process ends: keep models
 /// in a few threads that live long.
 pub struct Model {
-    config: Config,
+    config: Arc<Config>,
     stop_ids: Vec<u32>,
     dir: PathBuf,
     device: Device,
@@ -255,7 +256,7 @@ impl Model {
 
     fn build(
         dir: &Path,
-        config: Config,
+        config: Arc<Config>,
         stop_ids: Vec<u32>,
         plan: &Plan,
         fingerprint: Fingerprint,
@@ -466,15 +467,15 @@ impl Model {
 }
 
 /// The model's shape, which the options have to fit.
-fn read_config(dir: &Path, options: &LoadOptions) -> Result<Config> {
+fn read_config(dir: &Path, options: &LoadOptions) -> Result<Arc<Config>> {
     // Asked first: a wrong path should not be reported as a missing config.json.
     std::fs::read_dir(dir).map_err(Error::io("open the model folder", dir))?;
     let config = Config::from_dir(dir)?;
     options.validate(&config)?;
-    Ok(config)
+    Ok(Arc::new(config))
 }
 
-fn read_headers(dir: &Path, options: &LoadOptions) -> Result<(Config, Checkpoint, Plan)> {
+fn read_headers(dir: &Path, options: &LoadOptions) -> Result<(Arc<Config>, Checkpoint, Plan)> {
     let config = read_config(dir, options)?;
     let checkpoint = Checkpoint::open(dir)?;
     let plan = plan(&config, &checkpoint)?;

@@ -13,7 +13,8 @@ pub struct KvBytes {
     pub full: u64,
     /// Keys and values of the sliding layers: the same from the first token on.
     pub sliding: u64,
-    /// Most that the snapshots of the sliding layers take.
+    /// Snapshots of the sliding layers taken every so many tokens. A session's turns add theirs, up
+    /// to the policy's budget in all.
     pub snapshots: u64,
 }
 

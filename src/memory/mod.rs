@@ -7,6 +7,7 @@ mod weights;
 mod working;
 
 use std::fmt;
+use std::sync::Arc;
 
 use safetensors::Dtype as FileDtype;
 use serde::Serialize;
@@ -82,9 +83,9 @@ pub(crate) struct Options {
 }
 
 /// What an estimate for another context needs.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 struct Sizes {
-    config: Config,
+    config: Arc<Config>,
     policy: KvPolicy,
     /// Bytes of a float of the activations.
     item_size: usize,
@@ -115,7 +116,7 @@ impl MemoryEstimate {
     /// From files that are open already: their headers are enough. `dtype` is the activations'
     /// type, `max_context` the longest sequence where it is not the model's own.
     pub(crate) fn new(
-        config: &Config,
+        config: &Arc<Config>,
         checkpoint: &Checkpoint,
         plan: &Plan,
         dtype: FileDtype,
@@ -130,7 +131,7 @@ impl MemoryEstimate {
             item_size,
             limit,
             working: Working::new(config, plan, on_gpu, long(item_size)),
-            config: config.clone(),
+            config: Arc::clone(config),
         };
         let empty = Self {
             weights: weights.loaded,
@@ -246,6 +247,12 @@ impl MemoryEstimate {
             }),
             _ => Ok(()),
         }
+    }
+}
+
+impl fmt::Debug for Sizes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sizes").field("limit", &self.limit).finish_non_exhaustive()
     }
 }
 

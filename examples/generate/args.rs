@@ -7,7 +7,8 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Parser};
 use gpt_oss_mlx::{
-    CompletionOptions, GenerateOptions, KvBits, KvPolicy, LoadOptions, Sampling, Visible,
+    CompletionOptions, GenerateOptions, KvBits, KvPolicy, LoadOptions, MemoryCheck, Sampling,
+    Visible,
 };
 
 use crate::Failure;
@@ -86,6 +87,19 @@ pub struct Args {
     /// Read the first N tokens' keys and values as floats [default: 0]
     #[arg(long, value_name = "N", requires = "kv")]
     kv_start: Option<usize>,
+    /// Keep the cache in this file for prompts that begin alike: made when missing, used and brought
+    /// up to date when present
+    #[arg(long, value_name = "FILE")]
+    pub prompt_cache: Option<PathBuf>,
+    /// Most tokens of prompt and answer together [default: the model's limit]
+    #[arg(long, value_name = "N")]
+    max_context: Option<usize>,
+    /// Print what contexts of different lengths need, and what there is, without loading the model
+    #[arg(long)]
+    pub memory: bool,
+    /// Load the model although there is too little memory for it
+    #[arg(long)]
+    force: bool,
     /// Report the N likeliest tokens at each step
     #[arg(long, value_name = "N")]
     pub logprobs: Option<usize>,
@@ -142,6 +156,10 @@ impl Args {
         kv.quantize_from = self.kv_start.unwrap_or(kv.quantize_from);
         let mut options = LoadOptions::default();
         options.kv = kv;
+        options.max_context = self.max_context;
+        if self.force {
+            options.memory = MemoryCheck::Report;
+        }
         options
     }
 

@@ -1,7 +1,9 @@
 //! Generates text: `cargo run --release --example generate -- --help`.
 
 mod args;
+mod memory;
 mod output;
+mod prompt_cache;
 
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
@@ -10,11 +12,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Parser;
 use gpt_oss_mlx::chat::Message;
-use gpt_oss_mlx::{CancelToken, FinishReason, Session, TextModel};
+use gpt_oss_mlx::{CancelToken, CompletionOptions, FinishReason, Model, Session, TextModel};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use args::{Args, Prompt};
 use output::{Kv, Report};
+use prompt_cache::Stored;
 
 /// A failure that has a user to read it.
 type Failure = Box<dyn std::error::Error>;
@@ -36,6 +39,10 @@ fn is_closed_pipe(failure: &(dyn std::error::Error + 'static)) -> bool {
 }
 
 fn app(args: &Args) -> Result<(), Failure> {
+    if args.memory {
+        let estimate = Model::estimate_memory(&args.model, &args.load_options())?;
+        return Ok(memory::print(args, &estimate)?);
+    }
     let prompt = args.prompt()?;
     let options = args.completion_options(&prompt)?;
     let loaded = end_on_ctrl_c(options.generate.cancel.clone())?;
@@ -47,6 +54,9 @@ fn app(args: &Args) -> Result<(), Failure> {
     })?;
     bar.finish_and_clear();
     loaded.store(true, Ordering::Relaxed);
+    if let Some(estimate) = model.model().memory_estimate().filter(|estimate| !estimate.fits()) {
+        output::print_warning(&format!("too little memory: {estimate}"));
+    }
 
     let prompt_ids = match prompt {
         Prompt::Ids(ids) => ids,
@@ -58,9 +68,27 @@ fn app(args: &Args) -> Result<(), Failure> {
             model.chat_prompt(&messages)?
         }
     };
+    let (mut session, cached) = prompt_cache::open(model.model(), args.prompt_cache.as_deref())?;
+    let answered = answer(args, &model, &mut session, &prompt_ids, &options, cached);
+    if let Some(path) = &args.prompt_cache {
+        // Also when nobody reads the answer any more: it has been computed.
+        let saved = session.save(path);
+        answered?;
+        return Ok(saved?);
+    }
+    answered
+}
 
-    let mut session = Session::new(model.model());
-    let mut completion = model.complete_in(&mut session, &prompt_ids, &options)?;
+/// Generates and prints.
+fn answer(
+    args: &Args,
+    model: &TextModel,
+    session: &mut Session,
+    prompt: &[u32],
+    options: &CompletionOptions,
+    cached: Option<Stored>,
+) -> Result<(), Failure> {
+    let mut completion = model.complete_in(session, prompt, options)?;
     let bar = progress_bar("reading the prompt", "{pos}/{len} tokens");
     completion.prefill(|done, total| {
         bar.set_length(total as u64);
@@ -68,7 +96,7 @@ fn app(args: &Args) -> Result<(), Failure> {
     })?;
     bar.finish_and_clear();
 
-    let mut report = Report::new(args, &prompt_ids, model.model().load_time());
+    let mut report = Report::new(args, prompt, model.model().load_time());
     let mut stdout = io::stdout().lock();
     for piece in &mut completion {
         let piece = piece?;
@@ -82,7 +110,8 @@ fn app(args: &Args) -> Result<(), Failure> {
     let finish_reason = completion.finish_reason().unwrap_or(FinishReason::Cancelled);
     let timings = completion.timings();
     drop(completion);
-    let kv = Kv::new(model.model(), &session, &timings);
+    let saved = cached.map(|cached| cached.used(session, &timings));
+    let kv = Kv::new(model.model(), session, &timings, saved);
     report.finish(finish_reason, timings, kv, &mut stdout)?;
     Ok(())
 }

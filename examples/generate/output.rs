@@ -37,16 +37,25 @@ pub struct Kv {
     /// What each further token adds.
     bytes_per_token: u64,
     cached_prompt_tokens: usize,
+    /// With `--prompt-cache`: seconds that the file saved.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    saved_s: Option<f64>,
 }
 
 impl Kv {
     /// The figures of a session that has been used.
-    pub fn new(model: &Model, session: &Session, timings: &Timings) -> Self {
+    pub fn new(
+        model: &Model,
+        session: &Session,
+        timings: &Timings,
+        saved: Option<Duration>,
+    ) -> Self {
         let policy = session.cache().policy();
         Self {
             bytes: session.cache().nbytes(),
             bytes_per_token: policy.bytes_per_token(model.config(), model.activation_bytes()),
             cached_prompt_tokens: timings.cached_prompt_tokens,
+            saved_s: saved.map(|saved| saved.as_secs_f64()),
         }
     }
 }
@@ -106,7 +115,7 @@ impl<'a> Report<'a> {
         let figures = self.figures(&timings);
         let details = self.details(&timings, &kv);
         let stats = self.args.stats || !self.args.json;
-        let line = figures.line(&timings, finish_reason);
+        let line = figures.line(&timings, finish_reason, &kv);
         if self.args.json {
             let answer = Answer {
                 model: self.args.model.display().to_string(),
@@ -180,9 +189,15 @@ impl<'a> Report<'a> {
 }
 
 impl Figures {
-    fn line(&self, timings: &Timings, finish_reason: FinishReason) -> String {
+    fn line(&self, timings: &Timings, finish_reason: FinishReason, kv: &Kv) -> String {
+        let cached = match kv.saved_s {
+            None => String::new(),
+            Some(saved) => {
+                format!(", {} of them cached, {saved:.3} s saved", kv.cached_prompt_tokens)
+            }
+        };
         format!(
-            "prompt {} tokens, {:.1} tok/s | generated {} tokens, {:.1} tok/s | first token {:.3} s \
+            "prompt {} tokens{cached}, {:.1} tok/s | generated {} tokens, {:.1} tok/s | first token {:.3} s \
              | peak {:.1} MB | {}",
             timings.prompt_tokens,
             self.prefill_tokens_per_s,
@@ -193,6 +208,11 @@ impl Figures {
             finish_reason.as_str(),
         )
     }
+}
+
+/// Something that the user should know and that stops nothing.
+pub fn print_warning(message: &str) {
+    say!("warning: {message}");
 }
 
 /// The error, what caused it, and what to do next.

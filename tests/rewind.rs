@@ -220,7 +220,7 @@ fn going_back_anywhere_gives_what_a_fresh_run_gives() {
     let (mut exact, mut earlier, mut copies) = (0, 0, 0);
     // Of all, by tolerance.
     let mut largest = [0f64; 3];
-    for _ in 0..70 {
+    for _ in 0..50 {
         let policy = random_policy(&mut rng);
         let mut branches = vec![Sequence::new(&model, &policy)];
         let kind = match tolerance(&policy) {
@@ -231,13 +231,13 @@ fn going_back_anywhere_gives_what_a_fresh_run_gives() {
         let mut feed = |sequence: &mut Sequence, ids: &[u32]| {
             largest[kind] = largest[kind].max(sequence.feed(&model, ids));
         };
-        for _ in 0..14 {
+        for _ in 0..20 {
             let (count, at) = (branches.len(), rng.below(branches.len()));
             let sequence = &mut branches[at];
             let len = sequence.ids.len();
             match rng.below(10) {
                 0..4 => {
-                    let count = 1 + pick(&mut rng, &[0, 2, 8, 20, 70, 110]);
+                    let count = 1 + pick(&mut rng, &[0, 2, 8, 20, 70, 80, 90]);
                     let count = if rng.below(2) == 0 { count } else { 1 + rng.below(count) };
                     let more: Vec<u32> =
                         (0..count).map(|_| rng.below(SHAPE.vocab) as u32).collect();
@@ -253,14 +253,12 @@ fn going_back_anywhere_gives_what_a_fresh_run_gives() {
                     exact += 1;
                 }
                 6..8 => {
-                    // Anywhere, just beyond the slack, and about the latest or an earlier snapshot.
-                    let every = policy.snapshot_every.max(1);
-                    let about = |position: usize| (position + 1).saturating_sub(policy.slack);
+                    // Anywhere, just beyond the slack, and about what a snapshot reaches.
+                    let kept = sequence.cache.reachable(rng.below(len + 1));
                     let to = match rng.below(4) {
                         0 => rng.below(len + 1),
                         1 => sequence.exact_from().saturating_sub(1),
-                        2 => about(len - len % every).min(len),
-                        _ => about(rng.below(len + 1)).min(len),
+                        _ => kept.saturating_sub(rng.below(policy.slack + 2)),
                     };
                     let within = to >= sequence.exact_from() && !sequence.floats_gone(to);
                     let reached = sequence.rewind(to);

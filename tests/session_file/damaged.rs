@@ -139,7 +139,7 @@ fn what_no_session_holds_is_refused_with_the_reason() {
     assert!(refused(outside).contains("id 2048, which is outside the vocabulary of 2048"));
 
     type Change = fn(&mut serde_json::Map<String, Value>);
-    let changes: [(Change, &str); 9] = [
+    let changes: [(Change, &str); 10] = [
         (|h| rename(h, "ids", "idz"), "lacks the tensor ids"),
         (|h| h["ids"]["dtype"] = json!("F32"), "its ids are F32"),
         (|h| h["ids"]["shape"] = json!([5, 1]), "its ids are U32 [5, 1]"),
@@ -155,6 +155,13 @@ fn what_no_session_holds_is_refused_with_the_reason() {
                 }
             },
             "snapshot at position 6 of 5",
+        ),
+        (
+            |h| {
+                let entry = json!({"dtype": "U8", "shape": [0], "data_offsets": [0, 0]});
+                h.insert("more".into(), entry);
+            },
+            "tensor more, which no session has",
         ),
         (|h| rename(h, "checksum", "sum"), "checksum"),
     ];

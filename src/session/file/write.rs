@@ -148,3 +148,25 @@ fn write(
     out.write_all(&hash.finish_128().to_le_bytes()).map_err(failed)?;
     out.flush().map_err(failed)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{LoadOptions, Model};
+
+    #[test]
+    fn a_session_in_which_a_step_failed_is_not_written() {
+        let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/gpt-oss-tiny");
+        let model = Model::load(dir, &LoadOptions::default()).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("session");
+        let mut session = Session::new(&model);
+        model.generate_in(&mut session, &[1, 2, 3], &Default::default()).unwrap().next();
+        session.save(&path).unwrap();
+        let saved = std::fs::read(&path).unwrap();
+        session.cache.spoil();
+        assert!(session.save(&path).is_err());
+        assert_eq!(std::fs::read(&path).unwrap(), saved);
+        assert!(session.ids().is_empty());
+    }
+}

@@ -205,7 +205,13 @@ impl Attention {
                 true => Mask::Causal,
                 false => Mask::Array(masks.sliding(stop - start, last - first, window)?),
             };
-            outputs.push(self.attend(&queries, &keys, &values, Some(mask))?);
+            let output = self.attend(&queries, &keys, &values, Some(mask))?;
+            if stop < length && self.layer_type == LayerType::FullAttention {
+                // MLX goes through a graph breadth-first: it would compute the scores of all blocks
+                // before it uses those of the first, and hold them all.
+                output.eval()?;
+            }
+            outputs.push(output);
             start = stop;
         }
         match outputs.as_slice() {
@@ -222,4 +228,107 @@ fn heads_first(x: &Array, [batch, length, heads, head_dim]: [i32; 4]) -> Result<
         return Ok(x.reshape(&[batch, heads, 1, head_dim])?);
     }
     Ok(x.reshape(&[batch, length, heads, head_dim])?.transpose_axes(&[0, 2, 1, 3])?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::path::Path;
+
+    use mlx_rs::{Dtype, memory};
+
+    use super::*;
+    use crate::cache::{Cache, KvBits, KvPolicy};
+    use crate::linear::Weight;
+    use crate::mlx::Device;
+
+    const TOKENS: i32 = 32 << 10;
+    const CHUNK: i32 = 512;
+
+    /// One full layer of gpt-oss-20b.
+    fn config() -> Config {
+        let text = serde_json::json!({
+            "model_type": "gpt_oss",
+            "hidden_size": 2880,
+            "num_hidden_layers": 1,
+            "layer_types": ["full_attention"],
+            "num_attention_heads": 64,
+            "num_key_value_heads": 8,
+            "head_dim": 64,
+            "intermediate_size": 2880,
+            "num_local_experts": 32,
+            "num_experts_per_tok": 4,
+            "vocab_size": 201_088,
+            "sliding_window": 128,
+            "max_position_embeddings": 131_072,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 150_000,
+            "rope_scaling": null,
+            "attention_bias": true,
+        });
+        Config::from_json(Path::new("config.json"), &text.to_string()).unwrap()
+    }
+
+    /// Numbers between -1 and 1 without a pattern that matters.
+    fn numbers(shape: &[i32]) -> Array {
+        let count: i32 = shape.iter().product();
+        let data: Vec<f32> = (0..count).map(|i| ((i % 100_003) as f32 * 0.7).sin()).collect();
+        Array::from_slice(&data, shape)
+    }
+
+    fn linear(inputs: i32, outputs: i32) -> Linear {
+        let weight = numbers(&[inputs, outputs]).multiply(Array::from_f32(0.02)).unwrap();
+        weight.eval().unwrap();
+        Linear { weight: Weight::Float(weight), bias: None, unpack_from: usize::MAX }
+    }
+
+    /// The most memory that the last chunk of a long prompt takes, besides the weights: the cache is
+    /// then at its largest, and so are the scores.
+    fn peak(config: &Config, attention: &Attention, policy: &KvPolicy) -> usize {
+        memory::clear_cache().unwrap();
+        let before = memory::active_memory().unwrap();
+        let rope = Rope::new(config).unwrap();
+        let mut cache = Cache::new(config, policy);
+        let layer = cache.layers.first_mut().unwrap();
+        let rows = numbers(&[1, 8, CHUNK, 64]);
+        for _ in 1..TOKENS / CHUNK {
+            layer.update(rows.clone(), rows.clone()).unwrap();
+            layer.held().unwrap().arrays().for_each(|array| array.eval().unwrap());
+        }
+        drop(rows);
+        memory::reset_peak_memory().unwrap();
+        let x = numbers(&[1, CHUNK, 2880]);
+        let mut masks = Masks::new(Dtype::Float32);
+        let out = attention.forward(&x, &rope, TOKENS - CHUNK, &mut masks, layer).unwrap();
+        out.eval().unwrap();
+        assert_eq!(layer.held().unwrap().count().unwrap(), TOKENS);
+        memory::peak_memory().unwrap() - before
+    }
+
+    /// `docs/kv-cache.md` states what this prints; `tests/kv_memory.rs` is a smaller form of it.
+    #[test]
+    #[ignore = "takes minutes, and must run alone: MLX counts memory for the whole process"]
+    fn a_prompt_of_32k_in_the_20b_shape_takes_at_most_twice_the_memory_of_floats() {
+        Device::Auto
+            .run(|| {
+                let config = config();
+                let attention = Attention {
+                    shape: AttentionShape::new(&config, Device::Auto.is_gpu())?,
+                    layer_type: LayerType::FullAttention,
+                    qkv: Qkv::Joined(linear(2880, 80 * 64)),
+                    sinks: numbers(&[64]),
+                    o_proj: linear(64 * 64, 2880),
+                };
+                let mut of_floats = None;
+                for bits in [KvBits::Float, KvBits::Eight] {
+                    let policy = KvPolicy::quantized(bits);
+                    let peak = peak(&config, &attention, &policy);
+                    let line = format!("{bits:?}: {} MB at most", peak / 1_000_000);
+                    let _ = writeln!(std::io::stderr(), "{line}");
+                    assert!(peak <= 2 * *of_floats.get_or_insert(peak), "{line}");
+                }
+                Ok(())
+            })
+            .unwrap();
+    }
 }

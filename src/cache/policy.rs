@@ -44,7 +44,7 @@ impl KvBits {
 }
 
 /// How keys and values are kept: in how many bits, from which length on, and what is kept for going
-/// back. Sliding layers always stay in floats: they are small (3.1 MB in all for gpt-oss-20b).
+/// back. Sliding layers always stay in floats: they are small, 5.5 MB in all for gpt-oss-20b in bf16.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct KvPolicy {

@@ -265,6 +265,34 @@ mod tests {
     }
 
     #[test]
+    fn the_table_in_the_docs_is_what_is_computed() {
+        let docs = include_str!("../../docs/kv-cache.md");
+        let named = [
+            ("floats", KvBits::Float, KvBits::Float),
+            ("8 bits", KvBits::Eight, KvBits::Eight),
+            ("keys 8, values 4", KvBits::Eight, KvBits::Four),
+            ("4 bits", KvBits::Four, KvBits::Four),
+        ];
+        for (model, config) in [("20b", gpt_oss_20b()), ("120b", gpt_oss_120b())] {
+            for (what, key_bits, value_bits) in named {
+                let policy = policy(key_bits, value_bits);
+                let per_token = policy.bytes_per_token(&config, 2);
+                let megabytes = [4, 8, 128].map(|k| {
+                    let KvBytes { full, sliding, .. } = policy.bytes(&config, k << 10, 2);
+                    format!("{:.1}", (full + sliding) as f64 / 1e6)
+                });
+                let row = format!(
+                    "| {model} | {what} | {},{:03} | {} |",
+                    per_token / 1000,
+                    per_token % 1000,
+                    megabytes.join(" | ")
+                );
+                assert!(docs.contains(&row), "not in docs/kv-cache.md: {row}");
+            }
+        }
+    }
+
+    #[test]
     fn sizes_that_no_memory_has_do_not_overflow() {
         let policy = KvPolicy { growth_step: usize::MAX, slack: usize::MAX, ..KvPolicy::default() };
         let bytes = policy.bytes(&gpt_oss_120b(), usize::MAX, usize::MAX);

@@ -48,8 +48,8 @@ pub fn quantize(values: &[f32], bits: usize, group_size: usize) -> (Vec<u32>, Ve
 }
 
 /// Packs values as MLX does, in f32 like MLX: the edge of a group that is larger in magnitude is
-/// kept exactly, as the bias, and so is zero, which is given a code of its own. The scale is negative
-/// where the greater value is that edge. `mlx::core::quantize`, `mlx/backend/cpu/quantized.cpp`.
+/// kept exactly, as the bias, and zero falls on a code. The scale is negative where the greater value
+/// is that edge. `mlx::core::quantize`, `mlx/backend/cpu/quantized.cpp`.
 pub fn quantize_as_mlx(
     values: &[f32],
     bits: usize,

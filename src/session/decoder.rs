@@ -41,11 +41,10 @@ impl Model {
     }
 
     /// Starts generating after `prompt`, the whole conversation so far, in a session: what the
-    /// session's cache holds of it is not computed again. The session has to be one of this model:
-    /// one of a model of the same shape with other weights cannot be told from it.
+    /// session's cache holds of it is not computed again.
     ///
     /// # Errors
-    /// As [`Model::generate`], and [`Error::Argument`] for a session of a model of another shape.
+    /// As [`Model::generate`], and [`Error::Argument`] for a session of another model.
     pub fn generate_in<'a>(
         &'a self,
         session: &'a mut Session,

@@ -30,15 +30,6 @@ const TOKENS: usize = 2048;
 /// before it let go, by the next step only.
 const ROUNDING: usize = 1 << 19;
 
-/// What a prompt took.
-#[derive(Debug)]
-struct Taken {
-    /// At most, besides the model.
-    peak: usize,
-    /// At the end: the cache.
-    left: usize,
-}
-
 /// A random model with one layer of this kind.
 fn model(layer_type: &str) -> Model {
     let dir = tempfile::tempdir().unwrap();
@@ -49,9 +40,9 @@ fn model(layer_type: &str) -> Model {
     Model::load(dir.path(), &LoadOptions::default()).unwrap()
 }
 
-/// Feeds a prompt in chunks. `TOKENS` is a whole number of growth steps, so that a chunk may fill all
+/// The most memory that a prompt takes, fed in chunks, besides the model. `TOKENS` is a whole number of growth steps, so that a chunk may fill all
 /// the memory at once.
-fn prefill(model: &Model, policy: &KvPolicy, chunk: usize) -> Taken {
+fn prefill(model: &Model, policy: &KvPolicy, chunk: usize) -> usize {
     let mut cache = model.new_cache_with(policy).unwrap();
     memory::clear_cache().unwrap();
     memory::reset_peak_memory().unwrap();
@@ -67,7 +58,8 @@ fn prefill(model: &Model, policy: &KvPolicy, chunk: usize) -> Taken {
     let computed = policy.bytes(model.config(), TOKENS, model.activation_bytes());
     assert!(left < computed.total() as usize + ROUNDING, "{left}: {computed:?}");
     assert!(left + ROUNDING > (computed.full + computed.sliding) as usize, "{left}: {computed:?}");
-    Taken { peak, left }
+    println!("{policy:?}, chunks of {chunk}: at most {peak}, in the end {left}");
+    peak
 }
 
 fn a_long_prompt_takes_no_more_than_twice_the_memory_of_floats() {
@@ -79,11 +71,10 @@ fn a_long_prompt_takes_no_more_than_twice_the_memory_of_floats() {
         for (keys, values) in [(Float, Float), (Eight, Eight), (Four, Four), (Float, Eight)] {
             let mut policy = KvPolicy::default();
             (policy.key_bits, policy.value_bits) = (keys, values);
-            let taken = prefill(&model, &policy, chunk);
-            println!("{keys:?} and {values:?}, chunks of {chunk}: {taken:?}");
-            assert!(taken.peak < scores / 2, "{taken:?}: the scores alone are {scores}");
-            let most = 2 * *of_floats.get_or_insert(taken.peak);
-            assert!(taken.peak <= most, "{policy:?}: {taken:?}, more than {most}");
+            let peak = prefill(&model, &policy, chunk);
+            assert!(peak < scores / 2, "{peak}: the scores alone are {scores}");
+            let most = 2 * *of_floats.get_or_insert(peak);
+            assert!(peak <= most, "{policy:?}: {peak}, more than {most}");
         }
     }
 }
@@ -94,8 +85,7 @@ fn snapshots_take_what_they_say() {
     let mut policy = KvPolicy::default();
     policy.snapshot_every = 100;
     for chunk in [100, 512] {
-        let taken = prefill(&model, &policy, chunk);
-        println!("sliding, chunks of {chunk}: {taken:?}");
+        prefill(&model, &policy, chunk);
     }
 }
 

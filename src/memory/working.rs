@@ -118,15 +118,13 @@ impl Working {
         let attention = product([rows, self.attention, item_size, layers]);
         let experts = product([rows, self.experts, item_size, layers]);
 
-        let keys = match self.full_layers {
-            0 => context.min(self.sliding_keys),
-            _ => context,
+        let full_keys = match (self.full_layers, on_gpu) {
+            (0, _) => 0,
+            (_, true) => context,
+            // A block sees the keys up to its own end: half a chunk less than all, on average.
+            (_, false) => context.saturating_sub(rows.saturating_sub(MIN_BLOCK) / 2),
         };
-        // On the CPU a block sees the keys up to its own end: half a chunk less than all, on average.
-        let keys = match on_gpu {
-            true => keys,
-            false => keys.saturating_sub(rows.saturating_sub(MIN_BLOCK) / 2),
-        };
+        let keys = full_keys.max(context.min(self.sliding_keys));
         // Scores in the activations' type and a mask in bytes.
         let scores = match self.fused {
             true => 0,

@@ -67,6 +67,31 @@ fn weights_on_a_gpu_are_as_large_as_the_published_files() {
     }
 }
 
+/// The table of docs/memory.md.
+#[test]
+fn the_documented_table_is_what_is_computed() {
+    let documented = include_str!("../docs/memory.md");
+    let shown = |bytes: u64| format!("{:.2}", bytes as f64 / 1e9);
+    let mut table = String::new();
+    for (name, shape) in [("20b", GPT_OSS_20B), ("120b", GPT_OSS_120B)] {
+        let dir = mlx_q8(&shape);
+        for (policy, kv) in policies().into_iter().zip(["float", "8 bits", "4 bits"]) {
+            let estimate = on_gpu(dir.path(), policy);
+            let first = match kv {
+                "float" => format!("{name}, weights {} GB", shown(estimate.weights)),
+                _ => String::new(),
+            };
+            let rows = [4, 8, 32, 128].map(|k| estimate.at(k << 10).row());
+            let [cache, total] =
+                [rows.map(|row| shown(row.cache)), rows.map(|row| shown(row.total))];
+            let first = if first.is_empty() { String::from("| ") } else { format!("| {first} ") };
+            table += &format!("{first}| {kv} | cache | {} |\n", cache.join(" | "));
+            table += &format!("| | | total | {} |\n", total.join(" | "));
+        }
+    }
+    assert!(documented.contains(&table), "docs/memory.md should have\n{table}");
+}
+
 /// Within 5 % of 12.1 GB and the cache.
 #[test]
 fn the_20b_takes_its_weights_its_cache_and_little_more() {

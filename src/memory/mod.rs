@@ -60,8 +60,7 @@ pub struct MemoryEstimate {
     /// The cache of one sequence as long as the context; where the policy quantizes later on, with
     /// what it takes before.
     pub cache: KvBytes,
-    /// What prefill and decoding take besides, and further snapshots that a conversation's turns
-    /// may leave.
+    /// What prefill and decoding take besides.
     pub working: u64,
     /// Tokens of the sequence.
     pub context: usize,
@@ -173,13 +172,10 @@ impl MemoryEstimate {
             let before = at(context.min(policy.quantize_from));
             cache.full = cache.full.max(before.full);
         }
-        // Turns end anywhere: a conversation may have a snapshot at each of its tokens, until the
-        // budget is used up. One more is there before another goes.
-        let one = policy.one_snapshot(config, context, *item_size);
-        let taken = one.saturating_mul(long(context)).min(long(policy.snapshot_bytes));
-        let snapshots = taken.saturating_add(one).saturating_sub(cache.snapshots);
+        // A snapshot more than the budget allows is there before another goes.
+        let snapshot = policy.one_snapshot(config, context, *item_size);
         let computing = working.bytes(policy, &cache, context, self.prefill_chunk);
-        (cache, computing.saturating_add(snapshots))
+        (cache, computing.saturating_add(snapshot))
     }
 
     /// The most at once, while loading or later.

@@ -2,9 +2,9 @@
 //!
 //! MLX allocates an operation's result when it queues it, and frees its inputs when it has run.
 //! Some dozens of operations are queued ahead, about as many as a layer has, so that what a layer
-//! computes counts as alive all at once; and the blocks of an attention run side by side. What
-//! follows was derived from the model's code and MLX's, and compared with measured peaks on the CPU
-//! (`tests/memory_measured.rs`); the terms for GPUs have not been measured.
+//! computes counts as alive all at once. What follows was derived from the model's code and MLX's,
+//! and compared with measured peaks on the CPU (`tests/memory_measured.rs`); the terms for GPUs have
+//! not been measured.
 
 use crate::cache::{KvBytes, KvPolicy};
 use crate::config::{Config, LayerType};
@@ -27,8 +27,8 @@ const PACKED_QUERIES: u64 = 8;
 const MIN_BLOCK: u64 = 64;
 /// Arrays of f32 as long as the vocabulary: logits and what samplers make of them, two steps.
 const VOCABULARY_ARRAYS: u64 = 16;
-/// Prompt tokens from which an attention has so many operations that its scores are gone before the
-/// experts' results come.
+/// Prompt tokens from which the attention of a sliding layer has so many operations that its scores
+/// are gone before the experts' results come.
 const SCORES_APART_FROM: u64 = 256;
 /// Masks, indices, tables, constants.
 const SMALL_ARRAYS: u64 = 4 << 20;
@@ -118,22 +118,21 @@ impl Working {
         let attention = product([rows, self.attention, item_size, layers]);
         let experts = product([rows, self.experts, item_size, layers]);
 
-        let full_keys = match (self.full_layers, on_gpu) {
-            (0, _) => 0,
-            (_, true) => context,
-            // A block sees the keys up to its own end: half a chunk less than all, on average.
-            (_, false) => context.saturating_sub(rows.saturating_sub(MIN_BLOCK) / 2),
-        };
-        let keys = full_keys.max(context.min(self.sliding_keys));
-        // Scores in the activations' type and a mask in bytes.
-        let scores = match self.fused {
+        // Scores in the activations' type and a mask in bytes. On the CPU the blocks of a full layer
+        // are computed one after another, those of a sliding layer side by side.
+        let scores = |queries: u64, keys: u64| match self.fused {
             true => 0,
-            false => product([rows, keys, heads * item_size * SCORE_MATRICES + 1]),
+            false => product([queries, keys, heads * item_size * SCORE_MATRICES + 1]),
         };
-        let scores_or_experts = match chunk >= SCORES_APART_FROM {
+        let block = if on_gpu { rows } else { rows.min(MIN_BLOCK) };
+        let full = if self.full_layers == 0 { 0 } else { scores(block, context) };
+        let sliding = scores(rows, context.min(self.sliding_keys));
+        let with_experts = |scores: u64, apart: bool| match apart {
             true => scores.max(experts),
             false => scores.saturating_add(experts),
         };
+        let scores_or_experts =
+            with_experts(full, block < rows).max(with_experts(sliding, chunk >= SCORES_APART_FROM));
         let weights = match !on_gpu && rows >= CPU_UNPACK_FROM {
             true => self.largest_packed.saturating_mul(CPU_UNPACKED_NUMBER),
             false => 0,

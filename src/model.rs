@@ -392,8 +392,8 @@ impl Model {
     }
 
     /// Feeds the next tokens of a sequence to the model and returns the logits of each,
-    /// f32 or the activations' type, [tokens, vocabulary]. Lazy: computed when the result is
-    /// evaluated, but for most of the attention of long inputs on the CPU.
+    /// f32 or the activations' type, [tokens, vocabulary]. Lazy: the host waits
+    /// for nothing until the result is evaluated.
     ///
     /// # Errors
     /// [`Error::Argument`] for no tokens or an id outside the vocabulary,

@@ -197,7 +197,14 @@ impl Attention {
         while start < length {
             let stop = length.min(start.saturating_add(block));
             let (first, last) = ((earlier + start - (reach - 1)).max(0), earlier + stop);
-            let queries = rows(queries, heads, start, stop)?;
+            let queries = match (outputs.last(), self.layer_type) {
+                // MLX goes through a graph breadth-first: it would compute the scores of all blocks
+                // before it uses those of the first, and hold them all.
+                (Some(before), LayerType::FullAttention) => {
+                    mlx::depends(&rows(queries, heads, start, stop)?, before)?
+                }
+                _ => rows(queries, heads, start, stop)?,
+            };
             let (keys, values) =
                 (rows(keys, kv_heads, first, last)?, rows(values, kv_heads, first, last)?);
             // Up to `reach` keys, "not after the query" says everything that a mask would say.
@@ -205,13 +212,7 @@ impl Attention {
                 true => Mask::Causal,
                 false => Mask::Array(masks.sliding(stop - start, last - first, window)?),
             };
-            let output = self.attend(&queries, &keys, &values, Some(mask))?;
-            if stop < length && self.layer_type == LayerType::FullAttention {
-                // MLX goes through a graph breadth-first: it would compute the scores of all blocks
-                // before it uses those of the first, and hold them all.
-                output.eval()?;
-            }
-            outputs.push(output);
+            outputs.push(self.attend(&queries, &keys, &values, Some(mask))?);
             start = stop;
         }
         match outputs.as_slice() {

@@ -16,10 +16,13 @@ use crate::rope::{Rope, softmax_scale};
 pub(crate) use masks::Masks;
 
 /// Fewest queries that are taken at once when a chunk is cut into blocks.
-const MIN_BLOCK: i32 = 64;
+pub(crate) const MIN_BLOCK: i32 = 64;
 /// Most queries whose scores are computed for a whole packed cache. For more, unpacking it once
 /// costs less than the scores' memory.
-const PACKED_QUERIES: i32 = 8;
+pub(crate) const PACKED_QUERIES: i32 = 8;
+/// Scores of a block from which the host waits for it before it queues the next. MLX allocates what
+/// it queues, some blocks ahead: for large ones that memory counts, for small ones the waiting.
+pub(crate) const WAIT_FROM_SCORES: i32 = 1 << 21;
 
 /// The projections into attention.
 #[derive(Debug)]
@@ -192,7 +195,7 @@ impl Attention {
         let rows = |array: &Array, heads: i32, from: i32, to: i32| {
             mlx::slice(array, &[0, 0, from, 0], &[batch, heads, to, dim])
         };
-        let mut outputs = Vec::new();
+        let mut outputs: Vec<Array> = Vec::new();
         let mut start = 0;
         while start < length {
             let stop = length.min(start.saturating_add(block));
@@ -201,6 +204,10 @@ impl Attention {
                 // MLX goes through a graph breadth-first: it would compute the scores of all blocks
                 // before it uses those of the first, and hold them all.
                 (Some(before), LayerType::FullAttention) => {
+                    let scores = heads.saturating_mul(block).saturating_mul(last);
+                    if scores >= WAIT_FROM_SCORES {
+                        before.eval()?;
+                    }
                     mlx::depends(&rows(queries, heads, start, stop)?, before)?
                 }
                 _ => rows(queries, heads, start, stop)?,

@@ -6,6 +6,7 @@
 //! and compared with measured peaks on the CPU (`tests/memory_measured.rs`); the terms for GPUs have
 //! not been measured.
 
+use crate::attention::{MIN_BLOCK, PACKED_QUERIES, WAIT_FROM_SCORES};
 use crate::cache::{KvBytes, KvPolicy};
 use crate::config::{Config, LayerType};
 use crate::weights::plan::{LinearPlan, Plan};
@@ -15,16 +16,13 @@ const GPU_LAYERS_AHEAD: u64 = 2;
 /// Score matrices for each query and key that an attention without a fused kernel makes: scores,
 /// scores with the sink, and their rows copied together.
 const SCORE_MATRICES: u64 = 3;
+/// Blocks of a full layer whose scores are alive at once where the host does not wait for them.
+const BLOCKS_AHEAD: u64 = 3;
 /// Bytes for each number that MLX's CPU path makes while it unpacks: the codes apart, joined, and
 /// as floats.
 const CPU_UNPACKED_NUMBER: u64 = 12;
 /// Rows from which packed weights are unpacked on the CPU, as in `weights/load.rs`.
 const CPU_UNPACK_FROM: u64 = 32;
-/// Most queries that read a packed cache as it is, as in `attention/mod.rs`.
-const PACKED_QUERIES: u64 = 8;
-/// Fewest queries that are taken at once when a chunk is cut into blocks, as in
-/// `attention/mod.rs`.
-const MIN_BLOCK: u64 = 64;
 /// Arrays of f32 as long as the vocabulary: logits and what samplers make of them, two steps.
 const VOCABULARY_ARRAYS: u64 = 16;
 /// Prompt tokens from which the attention of a sliding layer has so many operations that its scores
@@ -97,7 +95,7 @@ impl Working {
             attention,
             experts: moe,
             largest_packed: packed.max().unwrap_or(0),
-            sliding_keys: window.max(MIN_BLOCK).saturating_add(window),
+            sliding_keys: window.max(count(MIN_BLOCK)).saturating_add(window),
             full_layers: long(full.count()),
             // What both Metal and cuDNN have a kernel for.
             fused: on_gpu && item_size == 2 && matches!(head_dim, 64 | 128),
@@ -112,33 +110,42 @@ impl Working {
         context: usize,
         chunk: usize,
     ) -> u64 {
+        let [min_block, packed_queries, wait_from] =
+            [MIN_BLOCK, PACKED_QUERIES, WAIT_FROM_SCORES].map(count);
         let (rows, chunk, context) = (long(chunk.min(context)), long(chunk), long(context));
         let Self { on_gpu, item_size, heads, kv_width, vocab_size, .. } = *self;
         let layers = if on_gpu { GPU_LAYERS_AHEAD } else { 1 };
         let attention = product([rows, self.attention, item_size, layers]);
         let experts = product([rows, self.experts, item_size, layers]);
 
-        // Scores in the activations' type and a mask in bytes. On the CPU the blocks of a full layer
-        // are computed one after another, those of a sliding layer side by side.
+        // Scores in the activations' type and a mask in bytes. On the CPU large blocks of a full layer
+        // are computed one after another; small ones are queued ahead, and those of a sliding layer
+        // run side by side.
         let scores = |queries: u64, keys: u64| match self.fused {
             true => 0,
             false => product([queries, keys, heads * item_size * SCORE_MATRICES + 1]),
         };
-        let block = if on_gpu { rows } else { rows.min(MIN_BLOCK) };
-        let full = if self.full_layers == 0 { 0 } else { scores(block, context) };
+        let full = match (self.full_layers, on_gpu) {
+            (0, _) => 0,
+            (_, true) => scores(rows, context),
+            (_, false) => {
+                let waits_from = wait_from / heads.saturating_mul(min_block).max(1);
+                let ahead = rows.min(BLOCKS_AHEAD * min_block);
+                scores(rows.min(min_block), context).max(scores(ahead, context.min(waits_from)))
+            }
+        };
         let sliding = scores(rows, context.min(self.sliding_keys));
-        let with_experts = |scores: u64, apart: bool| match apart {
+        let scores = full.max(sliding);
+        let scores_or_experts = match chunk >= SCORES_APART_FROM {
             true => scores.max(experts),
             false => scores.saturating_add(experts),
         };
-        let scores_or_experts =
-            with_experts(full, block < rows).max(with_experts(sliding, chunk >= SCORES_APART_FROM));
         let weights = match !on_gpu && rows >= CPU_UNPACK_FROM {
             true => self.largest_packed.saturating_mul(CPU_UNPACKED_NUMBER),
             false => 0,
         };
         let packed = policy.is_quantized() && context > long(policy.quantize_from);
-        let unpacked_cache = match packed && rows > PACKED_QUERIES {
+        let unpacked_cache = match packed && rows > packed_queries {
             true => {
                 let number = if on_gpu { item_size } else { CPU_UNPACKED_NUMBER };
                 product([2, kv_width, context, number])
@@ -148,7 +155,7 @@ impl Working {
         // Scores of a few queries, also as f32, and their mask.
         let packed_scores = match packed {
             true => {
-                let queries = rows.min(PACKED_QUERIES);
+                let queries = rows.min(packed_queries);
                 product([queries, context, heads * (3 * item_size + 4) + 16])
             }
             false => 0,
@@ -165,6 +172,11 @@ impl Working {
 
 fn product<const N: usize>(factors: [u64; N]) -> u64 {
     factors.into_iter().fold(1, u64::saturating_mul)
+}
+
+/// A number of rows or scores, which is never negative.
+fn count(n: i32) -> u64 {
+    u64::from(n.unsigned_abs())
 }
 
 fn long(n: usize) -> u64 {

@@ -1,0 +1,1 @@
+//! Empty: stands in for a dependency of openai-harmony that it does not use.

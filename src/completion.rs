@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use crate::chat::Message;
-use crate::chat::channels::{Channel, ChannelSplitter, Part};
+use crate::chat::events::{ChatEvent, EndReason};
+use crate::chat::harmony::HarmonyParser;
 use crate::chat::template::{ChatTemplate, TemplateInput};
 use crate::error::{Error, Result};
 use crate::generate::{FinishReason, GenerateOptions, Generation, Timings, Token, TokenSource};
@@ -148,7 +149,7 @@ impl TextModel {
     }
 
     /// Where the first and the last user message of a Harmony prompt begin.
-    fn user_turns(&self, prompt: &[u32]) -> Vec<usize> {
+    pub(crate) fn user_turns(&self, prompt: &[u32]) -> Vec<usize> {
         let Some(start) = self.tokenizer.token_id("<|start|>") else { return Vec::new() };
         let Ok(user) = self.tokenizer.encode("user", false) else { return Vec::new() };
         let turns = || {
@@ -178,11 +179,17 @@ pub struct Piece {
 #[derive(Debug)]
 pub struct Completion<S: TokenSource> {
     generation: Generation<S>,
-    /// None when everything is visible.
-    channels: Option<ChannelSplitter>,
-    detokenizer: Detokenizer,
-    stop: StopMatcher,
+    text: Text,
     done: bool,
+}
+
+/// How tokens become visible text.
+#[derive(Debug)]
+enum Text {
+    /// The final channel of a turn.
+    Final(HarmonyParser),
+    /// All that is generated.
+    Plain { detokenizer: Detokenizer, stop: StopMatcher },
 }
 
 impl<S: TokenSource> Completion<S> {
@@ -195,18 +202,19 @@ impl<S: TokenSource> Completion<S> {
         tokenizer: &Tokenizer,
         options: &CompletionOptions,
     ) -> Result<Self> {
-        let channels = match options.visible {
-            Visible::Final => ChannelSplitter::new(tokenizer),
+        let parser = match options.visible {
+            Visible::Final => HarmonyParser::new(tokenizer),
             Visible::Everything => None,
         };
-        Ok(Self {
-            generation,
-            // Control tokens are shown only where everything is.
-            detokenizer: tokenizer.stream(options.visible == Visible::Final),
-            channels,
-            stop: StopMatcher::new(options.stop.clone())?,
-            done: false,
-        })
+        let text = match parser {
+            Some(parser) => Text::Final(parser.with_stop(options.stop.clone())?),
+            None => Text::Plain {
+                // Control tokens are shown only where everything is.
+                detokenizer: tokenizer.stream(options.visible == Visible::Final),
+                stop: StopMatcher::new(options.stop.clone())?,
+            },
+        };
+        Ok(Self { generation, text, done: false })
     }
 
     /// Feeds the prompt; see [`Generation::prefill`].
@@ -229,64 +237,63 @@ impl<S: TokenSource> Completion<S> {
 
     fn advance(&mut self) -> Result<Option<Piece>> {
         let Some(token) = self.generation.next().transpose()? else {
-            let text = self.flush()?;
+            let text = self.flush();
             return Ok((!text.is_empty()).then_some(Piece { token: None, text }));
         };
         // A stop token ends the text and is no part of it.
         let stops = self.generation.finish_reason() == Some(FinishReason::Stop);
-        let mut text = String::new();
-        match &mut self.channels {
-            Some(channels) => {
-                let parts = channels.push(token.id)?;
-                text.push_str(&self.shown(&parts)?);
+        let (mut text, stopped) = match &mut self.text {
+            Text::Final(parser) => (answer(parser.push(token.id)?), parser.stopped().is_some()),
+            Text::Plain { .. } if stops => (String::new(), false),
+            Text::Plain { detokenizer, stop } => {
+                let (shown, stopped) = stop.push(&detokenizer.push(token.id)?);
+                (shown, stopped.is_some())
             }
-            None if stops => {}
-            None => text.push_str(&self.detokenizer.push(token.id)?),
+        };
+        if stopped {
+            self.generation.stop();
         }
-        let mut text = self.until_stop(&text);
         if self.generation.finish_reason().is_some() {
-            text.push_str(&self.flush()?);
+            text.push_str(&self.flush());
         }
         Ok(Some(Piece { token: Some(token), text }))
     }
 
-    /// The text of the tokens that belong to the answer.
-    fn shown(&mut self, parts: &[(u32, Part)]) -> Result<String> {
-        let mut text = String::new();
-        for (id, part) in parts {
-            if *part == Part::Body(Channel::Final) {
-                text.push_str(&self.detokenizer.push(*id)?);
-            }
-        }
-        Ok(text)
-    }
-
-    /// `text` as far as no stop string appears; ends the generation when one does.
-    fn until_stop(&mut self, text: &str) -> String {
-        if self.stop.stopped().is_some() {
+    /// What was held back and will not be completed any more.
+    fn flush(&mut self) -> String {
+        if std::mem::replace(&mut self.done, true) {
             return String::new();
         }
-        let (shown, stopped) = self.stop.push(text);
-        if stopped.is_some() {
+        let (text, stopped) = match &mut self.text {
+            Text::Final(parser) => {
+                let events = parser.finish(EndReason::Stop);
+                let end = ChatEvent::TurnEnd { reason: EndReason::StopString };
+                let stopped = events.last() == Some(&end);
+                (answer(events), stopped)
+            }
+            Text::Plain { detokenizer, stop } => {
+                let (mut text, stopped) = stop.push(&detokenizer.finish());
+                if stopped.is_none() {
+                    text.push_str(&stop.finish());
+                }
+                (text, stopped.is_some())
+            }
+        };
+        // A stop string may be complete only now, at the end of what was held back.
+        if stopped {
             self.generation.stop();
         }
-        shown
+        text
     }
+}
 
-    /// What was held back and will not be completed any more.
-    fn flush(&mut self) -> Result<String> {
-        if std::mem::replace(&mut self.done, true) {
-            return Ok(String::new());
-        }
-        let parts = self.channels.as_mut().map(ChannelSplitter::finish).unwrap_or_default();
-        let mut text = self.shown(&parts)?;
-        text.push_str(&self.detokenizer.finish());
-        let mut text = self.until_stop(&text);
-        if self.stop.stopped().is_none() {
-            text.push_str(&self.stop.finish());
-        }
-        Ok(text)
-    }
+/// The text of the final channel.
+fn answer(events: Vec<ChatEvent>) -> String {
+    let text = |event| match event {
+        ChatEvent::FinalDelta { text } => Some(text),
+        _ => None,
+    };
+    events.into_iter().filter_map(text).collect()
 }
 
 impl<S: TokenSource> Iterator for Completion<S> {

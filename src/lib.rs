@@ -42,6 +42,7 @@
 mod attention;
 mod cache;
 pub mod chat;
+mod chat_completion;
 pub mod checkpoint;
 mod completion;
 pub mod config;
@@ -62,6 +63,7 @@ pub mod tokenizer;
 pub mod weights;
 
 pub use cache::{Cache, KvBits, KvBytes, KvPolicy};
+pub use chat_completion::{Chat, ChatOptions};
 pub use completion::{Completion, CompletionOptions, Piece, TextModel, Visible};
 pub use config::Config;
 pub use error::{Error, Result, Source, TensorMismatch};

@@ -243,7 +243,7 @@ impl Detokenizer {
 /// Takes from `bytes` all that is decided, with U+FFFD for what can no longer become UTF-8, and
 /// leaves the start of a character that later bytes may complete. Applied to the pieces of a byte
 /// string in turn, it gives what `String::from_utf8_lossy` gives for the whole.
-fn take_characters(bytes: &mut Vec<u8>) -> String {
+pub(crate) fn take_characters(bytes: &mut Vec<u8>) -> String {
     let mut text = String::new();
     let mut rest = bytes.as_slice();
     loop {

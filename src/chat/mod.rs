@@ -2,11 +2,13 @@
 //!
 //! GPT-OSS speaks the Harmony format: every message has a header (`<|start|>`, a role, and for
 //! the model's own messages a channel) and a body, marked off by control tokens. [`template`]
-//! writes a conversation in that format, [`channels`] takes the model's answer apart.
+//! writes a conversation in that format, [`harmony`] takes the model's turn apart into [`events`].
 
-pub mod channels;
+pub mod events;
 mod filters;
 mod guard;
+pub mod harmony;
+mod header;
 mod json;
 mod limits;
 mod protect;

@@ -1,0 +1,145 @@
+//! The model's turn in a conversation, as events.
+
+use std::collections::VecDeque;
+
+use crate::chat::events::{ChatEvent, EndReason};
+use crate::chat::harmony::HarmonyParser;
+use crate::completion::TextModel;
+use crate::error::{Error, Result};
+use crate::generate::{FinishReason, GenerateOptions, Generation, Timings, TokenSource};
+use crate::session::{Decoder, Session};
+use crate::tokenizer::Tokenizer;
+
+/// How the model takes its turn.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct ChatOptions {
+    /// How tokens are generated.
+    pub generate: GenerateOptions,
+    /// Texts that end the turn. They are looked for in the final channel only, and neither they
+    /// nor what follows them is given out.
+    pub stop: Vec<String>,
+    /// Names of the tools that the prompt offers, by which a call is known or not; None knows all.
+    pub tools: Option<Vec<String>>,
+}
+
+impl TextModel {
+    /// The model's turn after `prompt`, which ends where the turn begins, as
+    /// [`TextModel::chat_prompt`] makes it. What the session's cache holds of the prompt is not
+    /// computed again, as for [`TextModel::complete_in`].
+    ///
+    /// # Errors
+    /// As [`TextModel::complete_in`], and [`Error::Argument`] when the tokenizer has no control
+    /// tokens of the Harmony format.
+    pub fn chat<'a>(
+        &'a self,
+        session: &'a mut Session,
+        prompt: &[u32],
+        options: &ChatOptions,
+    ) -> Result<Chat<Decoder<'a>>> {
+        session.set_branch_points(self.user_turns(prompt));
+        let generation = self.model().generate_in(session, prompt, &options.generate)?;
+        Chat::new(generation, self.tokenizer(), options)
+    }
+}
+
+/// A running turn: an iterator of events, of which [`ChatEvent::TurnEnd`] is the last.
+///
+/// After an error it gives nothing more.
+#[derive(Debug)]
+pub struct Chat<S: TokenSource> {
+    generation: Generation<S>,
+    parser: HarmonyParser,
+    events: VecDeque<ChatEvent>,
+    tokens: Vec<u32>,
+    done: bool,
+}
+
+impl<S: TokenSource> Chat<S> {
+    /// Turns the tokens of a generation into events.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for an empty stop string, or when the tokenizer has no control tokens
+    /// of the Harmony format.
+    pub fn new(
+        generation: Generation<S>,
+        tokenizer: &Tokenizer,
+        options: &ChatOptions,
+    ) -> Result<Self> {
+        let parser = HarmonyParser::new(tokenizer).ok_or_else(|| {
+            Error::argument("tokenizer", "has no control tokens of the Harmony format")
+        })?;
+        let mut parser = parser.with_stop(options.stop.clone())?;
+        if let Some(tools) = &options.tools {
+            parser = parser.with_tools(tools);
+        }
+        Ok(Self { generation, parser, events: VecDeque::new(), tokens: Vec::new(), done: false })
+    }
+
+    /// Feeds the prompt; see [`Generation::prefill`].
+    ///
+    /// # Errors
+    /// Those of the model and the sampler.
+    pub fn prefill(&mut self, progress: impl FnMut(usize, usize)) -> Result<()> {
+        self.generation.prefill(progress)
+    }
+
+    /// Timings so far.
+    pub fn timings(&self) -> Timings {
+        self.generation.timings()
+    }
+
+    /// The tokens generated so far.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// Takes the next token, if there is one, and what it makes known.
+    fn advance(&mut self) -> Result<()> {
+        match self.generation.next().transpose()? {
+            Some(token) => {
+                self.tokens.push(token.id);
+                self.events.extend(self.parser.push(token.id)?);
+                if self.parser.stopped().is_some() {
+                    self.generation.stop();
+                }
+            }
+            // Also after an error that `prefill` gave.
+            None => self.done = true,
+        }
+        if let Some(reason) = self.generation.finish_reason() {
+            self.done = true;
+            self.events.extend(self.parser.finish(reason.into()));
+        }
+        Ok(())
+    }
+}
+
+impl<S: TokenSource> Iterator for Chat<S> {
+    type Item = Result<ChatEvent>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            if let Some(event) = self.events.pop_front() {
+                return Some(Ok(event));
+            }
+            if self.done {
+                return None;
+            }
+            if let Err(error) = self.advance() {
+                self.done = true;
+                return Some(Err(error));
+            }
+        }
+    }
+}
+
+impl From<FinishReason> for EndReason {
+    fn from(reason: FinishReason) -> Self {
+        match reason {
+            FinishReason::Stop => Self::Stop,
+            FinishReason::Length => Self::Length,
+            FinishReason::Cancelled => Self::Cancelled,
+        }
+    }
+}

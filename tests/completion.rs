@@ -6,9 +6,10 @@ mod common;
 use std::path::Path;
 
 use common::rng::Rng;
+use gpt_oss_mlx::chat::events::{ChatEvent, Defect, EndReason};
 use gpt_oss_mlx::{
-    CancelToken, Completion, CompletionOptions, Device, Error, FinishReason, Generation, Piece,
-    Result, TokenSource, Tokenizer, Visible,
+    CancelToken, Chat, ChatOptions, Completion, CompletionOptions, Device, Error, FinishReason,
+    Generation, Piece, Result, TokenSource, Tokenizer, Visible,
 };
 use mlx_rs::Array;
 
@@ -265,4 +266,105 @@ fn an_empty_stop_string_is_refused_and_an_error_ends_it_once() {
     assert!(completion.by_ref().any(|piece| piece.is_err()), "the script ends");
     assert!(completion.next().is_none());
     assert_eq!(completion.finish_reason(), None);
+}
+
+/// The events of a script, as [`run`] for text; with its tokens and how many the model said.
+fn events(script: &str, cancel: Option<usize>, options: &mut ChatOptions) -> Vec<ChatEvent> {
+    let tokenizer = tokenizer();
+    let ids = tokenizer.encode(script, true).unwrap();
+    let stop = ["<|return|>", "<|call|>"].map(|name| tokenizer.token_id(name).unwrap());
+    let token = CancelToken::default();
+    let cancel = cancel.map(|at| (at, token.clone()));
+    options.generate.max_tokens = options.generate.max_tokens.min(ids.len());
+    options.generate.cancel = token;
+    let script = Script { ids: ids.clone(), stop: stop.into(), position: 0, said: 0, cancel };
+    let generation = Generation::new(script, &[1], &options.generate).unwrap();
+    let mut chat = Chat::new(generation, &tokenizer, options).unwrap();
+    let events: Vec<_> = chat.by_ref().map(|event| event.unwrap()).collect();
+    assert!(chat.next().is_none(), "an ended turn stays ended");
+    assert!(ids.starts_with(chat.tokens()));
+    assert_eq!(chat.tokens().len(), chat.timings().generated_tokens);
+    let ends = events.iter().filter(|event| matches!(event, ChatEvent::TurnEnd { .. })).count();
+    assert_eq!(ends, 1);
+    events
+}
+
+/// Analysis, answer, arguments of calls, and why it ended.
+fn told(events: &[ChatEvent]) -> (String, String, String, EndReason) {
+    let (mut analysis, mut answer, mut arguments) = Default::default();
+    for event in events {
+        let (to, text): (&mut String, _) = match event {
+            ChatEvent::AnalysisDelta { text } => (&mut analysis, text),
+            ChatEvent::FinalDelta { text } => (&mut answer, text),
+            ChatEvent::ArgumentsDelta { text, .. } => (&mut arguments, text),
+            _ => continue,
+        };
+        to.push_str(text);
+    }
+    let Some(ChatEvent::TurnEnd { reason }) = events.last() else { panic!("{events:?}") };
+    (analysis, answer, arguments, *reason)
+}
+
+#[test]
+fn a_turn_as_events() {
+    let thought = "The user asks about naïve cafés.".to_owned();
+    let told = |script, cancel, options: &mut ChatOptions| told(&events(script, cancel, options));
+    let mut options = ChatOptions::default();
+    let whole = told(ANSWER, None, &mut options);
+    assert_eq!(whole, (thought.clone(), SHOWN.into(), String::new(), EndReason::Stop));
+    // A stop string ends the answer, and is no stop string in the analysis.
+    options = ChatOptions::default();
+    options.stop = vec!["café".into()];
+    let whole = told(ANSWER, None, &mut options);
+    assert_eq!(whole, (thought, "A naïve ".into(), String::new(), EndReason::StopString));
+    options = ChatOptions::default();
+    options.generate.max_tokens = 8;
+    assert_eq!(told(ANSWER, None, &mut options).3, EndReason::Length);
+    options = ChatOptions::default();
+    let (analysis, .., reason) = told(ANSWER, Some(8), &mut options);
+    assert_eq!(reason, EndReason::Cancelled);
+    assert!(!analysis.is_empty());
+}
+
+#[test]
+fn a_call_as_events() {
+    let script =
+        "<|channel|>commentary to=functions.get_weather<|message|>{\"city\":\"Paris\"}<|call|>";
+    for (tools, offered) in [(None, true), (Some(vec![]), false)] {
+        let mut options = ChatOptions::default();
+        options.tools = tools;
+        let events = events(script, None, &mut options);
+        let name = "get_weather".to_owned();
+        let started = ChatEvent::ToolCallStarted { index: 0, name, known: offered };
+        assert_eq!(events[0], started);
+        assert_eq!(told(&events).2, "{\"city\":\"Paris\"}");
+        assert_eq!(told(&events).3, EndReason::ToolCalls);
+    }
+}
+
+#[test]
+fn a_turn_that_fails_gives_its_error_once() {
+    let tokenizer = tokenizer();
+    let script = |ids| Script { ids, stop: vec![], position: 0, said: 0, cancel: None };
+    let options = ChatOptions::default();
+    let generation = |ids| Generation::new(script(ids), &[1], &options.generate).unwrap();
+    let mut chat = Chat::new(generation(vec![65, 65]), &tokenizer, &options).unwrap();
+    assert!(chat.by_ref().any(|event| event.is_err()), "the script ends");
+    assert!(chat.next().is_none());
+    // An error of the prefill is the caller's already.
+    let mut chat = Chat::new(generation(vec![]), &tokenizer, &options).unwrap();
+    assert!(chat.prefill(|_, _| ()).is_err());
+    assert!(chat.next().is_none());
+    let mut refused = ChatOptions::default();
+    refused.stop = vec![String::new()];
+    assert!(Chat::new(generation(vec![65]), &tokenizer, &refused).is_err());
+}
+
+#[test]
+fn a_message_that_is_cut_off_says_so() {
+    let mut options = ChatOptions::default();
+    options.generate.max_tokens = 8;
+    let events = events(ANSWER, None, &mut options);
+    let [.., ChatEvent::MessageEnd { defect, .. }, _] = &events[..] else { panic!("{events:?}") };
+    assert_eq!(*defect, Some(Defect::NotEnded));
 }

@@ -1,0 +1,70 @@
+//! The bundled model's turns as events.
+
+use gpt_oss_mlx::chat::Message;
+use gpt_oss_mlx::chat::events::{ChatEvent, EndReason};
+use gpt_oss_mlx::chat::template::TemplateInput;
+use gpt_oss_mlx::{ChatOptions, CompletionOptions, LoadOptions, Session, TextModel};
+use serde_json::json;
+
+const DIR: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/gpt-oss-tiny");
+
+#[test]
+fn the_answer_is_the_completions_and_a_second_turn_reuses_the_first() {
+    let model = TextModel::load(DIR, &LoadOptions::default()).unwrap();
+    let mut session = Session::new(model.model());
+    let user = Message::new("user", "Explain Dangling References.");
+    let prompt = model.chat_prompt(std::slice::from_ref(&user)).unwrap();
+    let mut chat = model.chat(&mut session, &prompt, &ChatOptions::default()).unwrap();
+    let events: Vec<_> = chat.by_ref().map(|event| event.unwrap()).collect();
+    let tokens = chat.tokens().to_vec();
+    drop(chat);
+    let text = |event: &ChatEvent| match event {
+        ChatEvent::FinalDelta { text } => Some(text.clone()),
+        _ => None,
+    };
+    let answer: String = events.iter().filter_map(text).collect();
+    assert!(answer.contains("dangling pointer"), "{answer}");
+    assert_eq!(events.last(), Some(&ChatEvent::TurnEnd { reason: EndReason::Stop }));
+    let completion = model.complete(&prompt, &CompletionOptions::default()).unwrap();
+    let pieces: Vec<_> = completion.map(|piece| piece.unwrap()).collect();
+    assert_eq!(answer, pieces.iter().map(|piece| piece.text.as_str()).collect::<String>());
+    let ids = pieces.iter().filter_map(|piece| Some(piece.token.as_ref()?.id));
+    assert_eq!(tokens, ids.collect::<Vec<_>>());
+
+    let messages = [user, Message::new("assistant", answer), Message::new("user", "Why?")];
+    let prompt = model.chat_prompt(&messages).unwrap();
+    let mut chat = model.chat(&mut session, &prompt, &ChatOptions::default()).unwrap();
+    chat.prefill(|_, _| ()).unwrap();
+    assert!(chat.timings().cached_prompt_tokens > 40, "{:?}", chat.timings());
+}
+
+#[test]
+fn a_tool_is_called() {
+    let model = TextModel::load(DIR, &LoadOptions::default()).unwrap();
+    let mut session = Session::new(model.model());
+    let user = Message::new("user", "What is the weather in Paris?");
+    let mut input = TemplateInput::new(vec![user]);
+    input.tools = vec![json!({"type": "function", "function": {
+        "name": "get_weather",
+        "description": "Gets the weather of a city.",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string"}},
+            "required": ["city"],
+        },
+    }})];
+    let prompt = model.chat_prompt_with(&input).unwrap();
+    let mut options = ChatOptions::default();
+    options.tools = Some(vec!["get_weather".into()]);
+    let chat = model.chat(&mut session, &prompt, &options).unwrap();
+    let events: Vec<_> = chat.map(|event| event.unwrap()).collect();
+    let started = ChatEvent::ToolCallStarted { index: 0, name: "get_weather".into(), known: true };
+    assert!(events.contains(&started), "{events:?}");
+    let arguments = events.iter().find_map(|event| match event {
+        ChatEvent::ToolCallFinished { arguments, valid_json: true, .. } => Some(arguments),
+        _ => None,
+    });
+    let arguments: serde_json::Value = serde_json::from_str(arguments.unwrap()).unwrap();
+    assert!(arguments.to_string().contains("Paris"), "{arguments}");
+    assert_eq!(events.last(), Some(&ChatEvent::TurnEnd { reason: EndReason::ToolCalls }));
+}

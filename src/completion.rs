@@ -187,7 +187,7 @@ pub struct Completion<S: TokenSource> {
 #[derive(Debug)]
 enum Text {
     /// The final channel of a turn.
-    Final(HarmonyParser),
+    Final(Box<HarmonyParser>),
     /// All that is generated.
     Plain { detokenizer: Detokenizer, stop: StopMatcher },
 }
@@ -207,7 +207,7 @@ impl<S: TokenSource> Completion<S> {
             Visible::Everything => None,
         };
         let text = match parser {
-            Some(parser) => Text::Final(parser.with_stop(options.stop.clone())?),
+            Some(parser) => Text::Final(Box::new(parser.with_stop(options.stop.clone())?)),
             None => Text::Plain {
                 // Control tokens are shown only where everything is.
                 detokenizer: tokenizer.stream(options.visible == Visible::Final),

@@ -283,6 +283,8 @@ fn events(script: &str, cancel: Option<usize>, options: &mut ChatOptions) -> Vec
     let events: Vec<_> = chat.by_ref().map(|event| event.unwrap()).collect();
     assert!(chat.next().is_none(), "an ended turn stays ended");
     assert!(ids.starts_with(chat.tokens()));
+    let reason = ChatEvent::TurnEnd { reason: EndReason::StopString };
+    assert!(events.last() != Some(&reason) || chat.tokens().len() < ids.len(), "it went on");
     assert_eq!(chat.tokens().len(), chat.timings().generated_tokens);
     let ends = events.iter().filter(|event| matches!(event, ChatEvent::TurnEnd { .. })).count();
     assert_eq!(ends, 1);

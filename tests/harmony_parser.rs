@@ -548,9 +548,13 @@ fn text_is_not_held_back() {
 /// A header that never ends is text: memory and delay are bounded.
 #[test]
 fn an_endless_header_is_text() {
-    for (piece, prefix) in
-        [(" ", ""), ("a", "<|channel|>"), (" ", "<|channel|>final"), ("a", "to=")]
-    {
+    for (piece, prefix) in [
+        (" ", ""),
+        ("a", "<|channel|>"),
+        (" ", "<|channel|>final"),
+        ("a", "to="),
+        ("a", "<|channel|>commentary to="),
+    ] {
         let mut parser = parser();
         let turn = ids(&format!("{prefix}{}", piece.repeat(3000)));
         let events: Vec<_> = turn.iter().flat_map(|&id| parser.push(id).unwrap()).collect();

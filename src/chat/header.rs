@@ -5,10 +5,8 @@
 //! the text of a message whose `<|message|>` is missing, and it begins with the first word that
 //! was not understood.
 
-/// Bytes of a word at most; longer ones are text.
-const WORD_LIMIT: usize = 256;
 /// Bytes of a header at most: nothing is held back beyond them.
-const LIMIT: usize = 1024;
+const LIMIT: usize = 512;
 
 const CHANNELS: [&str; 3] = ["analysis", "commentary", "final"];
 const ROLES: [&str; 5] = ["assistant", "user", "system", "developer", "tool"];
@@ -85,24 +83,27 @@ impl Header {
 
     pub(super) fn read(&self) -> Reading {
         let mut reading = Reading::default();
+        // Read only up to the limit, so that it does not matter how far beyond it a token reaches.
+        let text = self.text.get(..LIMIT).unwrap_or(&self.text);
+        let too_long = text.len() < self.text.len();
         let mut marks = self.marks.iter().copied().peekable();
         let mut place = Place::First;
         let mut at = 0;
         loop {
-            at += self.text.get(at..).map_or(0, spaces);
+            at += text.get(at..).map_or(0, spaces);
             while let Some((_, mark)) = marks.next_if(|&(mark_at, _)| mark_at <= at) {
                 place = match mark {
                     Mark::Channel => Place::Channel,
                     Mark::Constrain => Place::ContentType,
                 };
             }
-            let end = marks.peek().map_or(self.text.len(), |&(at, _)| at);
-            let Some(rest) = self.text.get(at..end).filter(|rest| !rest.is_empty()) else { break };
+            let end = marks.peek().map_or(text.len(), |&(at, _)| at);
+            let Some(rest) = text.get(at..end).filter(|rest| !rest.is_empty()) else { break };
             let word = word(rest);
             let next = at + word.len();
-            let at_end = next == self.text.len();
-            if word.is_empty() || word.len() > WORD_LIMIT {
-                // No word of a header, so it is where the text begins.
+            let at_end = next == text.len();
+            if word.is_empty() || (at_end && too_long) {
+                // No word of a header, so the text begins here.
                 reading.unknown.get_or_insert((at, reading.fields.clone()));
                 reading.broken = true;
                 break;
@@ -110,25 +111,20 @@ impl Header {
             let before = reading.fields.clone();
             let known = self.take(word, place, at_end, &mut reading.fields);
             if !known {
-                if reading.unknown.is_some() || (self.in_doubt() && !(at_end && may_grow(word))) {
-                    reading.broken = true;
-                }
+                // A word that has only begun is given the benefit of the doubt.
+                let settled = !(at_end && may_grow(word));
+                reading.broken = settled && (self.in_doubt() || reading.unknown.is_some());
                 reading.unknown.get_or_insert((at, before));
                 if reading.broken {
                     break;
                 }
             }
-            place = match place {
-                _ if word == TO => Place::Recipient,
-                // The name of the channel may come after a recipient.
-                Place::Channel if word.starts_with(TO) => Place::Channel,
-                _ => Place::Other,
-            };
+            place = if word == TO { Place::Recipient } else { Place::Other };
             at = next;
         }
-        if self.text.len() > LIMIT && !reading.broken {
+        if too_long && !reading.broken {
             reading.broken = true;
-            reading.unknown.get_or_insert((self.text.len(), reading.fields.clone()));
+            reading.unknown.get_or_insert((text.len(), reading.fields.clone()));
         }
         reading
     }
@@ -198,7 +194,7 @@ impl Header {
 
 /// True when `word` may be the beginning of a word that every header may have.
 pub(super) fn may_grow(word: &str) -> bool {
-    let beginnings = CHANNELS.iter().chain(&CONTENT_TYPES).chain(&[TO]);
+    let beginnings = CHANNELS.iter().chain(&CONTENT_TYPES).chain(&[TO, FUNCTIONS]);
     let rest = word.strip_prefix("assistant").unwrap_or(word);
     "assistant".starts_with(word) || beginnings.into_iter().any(|whole| whole.starts_with(rest))
 }

@@ -156,6 +156,7 @@ fn a_call_in_every_order() {
         ("<|channel|>commentary  to=functions.get_weather \n", "-"),
         ("<|channel|>commentary to=get_weather", "-"),
         ("<|channel|>commentary to= functions.get_weather", "-"),
+        ("<|channel|>commentary to= get_weather", "-"),
         ("<|channel|>commentary functions.get_weather json", "json"),
         ("<|channel|> commentary<|constrain|>json to=functions.get_weather", "json"),
         ("<|channel|>to=functions.get_weather commentary", "-"),
@@ -172,6 +173,7 @@ fn a_call_in_every_order() {
         ("<|start|>assistantcommentary to=functions.get_weather json", "json"),
         // An unknown word does no harm.
         ("<|channel|>commentary to=functions.get_weather xml", "xml"),
+        ("<|channel|>commentary xml functions.get_weather", "xml"),
         ("<|channel|>commentary to=functions.get_weather <|constrain|>json schema", "json"),
         // The last recipient counts.
         ("<|channel|>commentary to=assistant to=functions.get_weather json", "json"),
@@ -629,6 +631,11 @@ fn stop_strings_apply_to_the_answer_alone() {
         parse("<|channel|>final<|message|>ST<|end|>OP<|return|>"),
         ["final: ST", "end final - - [final]", "final: OP", "end - - - [] NoHeader", "stop"]
     );
+    // A stop string that is complete only when the text turns out to be no header.
+    let turn = ids("to<|end|><|start|>assistant<|channel|>analysis<|message|>a<|end|>");
+    let stopping = parser().with_stop(vec!["to".into()]).unwrap();
+    let events = parse_with(stopping, &turn, EndReason::Stop);
+    assert_eq!(lines(&events), ["end - - - [] NoHeader", "stop"]);
     let mut parser = parser().with_stop(stops()).unwrap();
     for id in ids("<|channel|>final<|message|>a STOP") {
         parser.push(id).unwrap();

@@ -32,12 +32,14 @@
 //! | the model writes | the events | defect |
 //! |---|---|---|
 //! | text without any header, first or after the end of a message | text | `no_header` |
+//! | a recipient or a channel's name without any control token, and then the end | text; before `<\|call\|>` a call without arguments, before `<\|start\|>` a header | `no_header`, `cut_header` |
 //! | `<\|message\|>` without a channel | text, or a call when there is a recipient | `no_channel` |
 //! | an unknown channel | text as the final answer, or a call when there is a recipient | `unknown_channel` |
 //! | the name of a channel without `<\|channel\|>`, then `<\|message\|>` | as with it | |
 //! | a recipient that was not offered | a call with `known: false` | |
 //! | several recipients, or channels | the last counts | |
 //! | a header with more than one unknown word, or with a character that no header has (`?`, `{`, `é`…) | the header ends there: the rest, from the first unknown word on, is text | `no_message_token` |
+//! | a header of more than 512 bytes | the same, from the word that reaches beyond them on | `no_message_token` |
 //! | a header with one unknown word, then `<\|message\|>` | the word is part of the header | |
 //! | a header with one unknown word that ends there | the word and what follows is text; but not the beginning of a known word, such as `fin` | `no_message_token` |
 //! | a header that ends by a control token (`<\|end\|>`, `<\|call\|>`, `<\|return\|>`, `<\|start\|>`) | none, or with a recipient a call without arguments | `cut_header` |

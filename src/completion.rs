@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::chat::Message;
+use crate::chat::Conversation;
 use crate::chat::events::{ChatEvent, EndReason};
 use crate::chat::harmony::HarmonyParser;
 use crate::chat::template::{ChatTemplate, TemplateInput};
@@ -89,12 +89,13 @@ impl TextModel {
     /// from the template alone: in a message's text they stay text.
     ///
     /// # Errors
-    /// [`Error::ChatTemplate`] when the folder has no template or it refuses the messages.
-    pub fn chat_prompt(&self, messages: &[Message]) -> Result<Vec<u32>> {
-        self.chat_prompt_with(&TemplateInput::new(messages.to_vec()))
+    /// [`Error::Conversation`] naming what is wrong with it, [`Error::ChatTemplate`] when the
+    /// folder has no template or it refuses the messages.
+    pub fn chat_prompt(&self, conversation: &Conversation) -> Result<Vec<u32>> {
+        self.chat_prompt_with(&conversation.template_input()?)
     }
 
-    /// [`TextModel::chat_prompt`] with tools and the template's other variables.
+    /// [`TextModel::chat_prompt`] for messages, tools and variables as the template takes them.
     ///
     /// # Errors
     /// As [`TextModel::chat_prompt`].

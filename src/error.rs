@@ -94,6 +94,14 @@ pub enum Error {
         /// The template engine's error, where there is one.
         source: Option<Source>,
     },
+    /// A message, a tool or another part of a conversation is wrong.
+    #[error("conversation: `{field}` {reason}")]
+    Conversation {
+        /// Where it is, such as `messages[2].tool_calls[0].function.name`.
+        field: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// An option or argument given by the caller is out of its range.
     #[error("argument `{name}`: {reason}")]
     Argument {
@@ -210,6 +218,9 @@ impl Error {
             Self::ChatTemplate { .. } => "check the messages' roles and fields, or use the \
                                           template that was published with the model"
                 .into(),
+            Self::Conversation { field, .. } => {
+                format!("change `{field}`; the shape is that of OpenAI's chat completions API")
+            }
             Self::Argument { name, .. } => format!("change `{name}`"),
             Self::ContextFull { limit, .. } => {
                 format!("shorten the prompt or ask for fewer tokens, {limit} in all at most")
@@ -243,6 +254,11 @@ impl Error {
     ) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { action, path, source }
+    }
+
+    /// An error about a part of a conversation.
+    pub(crate) fn conversation(field: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::Conversation { field: field.into(), reason: reason.into() }
     }
 
     /// An error about a caller's argument.

@@ -1,12 +1,13 @@
 //! GPT-OSS in-process on Apple's MLX: no Python, no subprocess.
 //!
 //! ```
-//! use gpt_oss_mlx::chat::Message;
+//! use gpt_oss_mlx::chat::{Conversation, Message};
 //! use gpt_oss_mlx::{CompletionOptions, LoadOptions, TextModel};
 //!
 //! # fn main() -> gpt_oss_mlx::Result<()> {
 //! let model = TextModel::load("assets/gpt-oss-tiny", &LoadOptions::default())?;
-//! let prompt = model.chat_prompt(&[Message::new("user", "Explain Dangling References.")])?;
+//! let question = Message::user("Explain Dangling References.");
+//! let prompt = model.chat_prompt(&Conversation::new([question]))?;
 //! for piece in model.complete(&prompt, &CompletionOptions::default())? {
 //!     print!("{}", piece?.text);
 //! }

@@ -4,7 +4,6 @@ use std::fs;
 use std::path::Path;
 use std::sync::OnceLock;
 
-use gpt_oss_mlx::chat::Message;
 use gpt_oss_mlx::chat::template::{ChatTemplate, TemplateInput};
 use gpt_oss_mlx::tokenizer::Tokenizer;
 use gpt_oss_mlx::{Error, Result};
@@ -47,6 +46,10 @@ fn input(arguments: &Value) -> TemplateInput {
     input.variables = arguments;
     input.now = Some(NOW.into());
     input
+}
+
+fn message(role: &str, content: impl Into<Value>) -> Value {
+    json!({"role": role, "content": content.into()})
 }
 
 fn reason(result: Result<impl std::fmt::Debug>) -> String {
@@ -208,12 +211,9 @@ fn the_time_is_given_or_now() {
 fn absent_fields_are_absent() {
     let source = "{% for m in messages %}{{ 'content' in m }}{{ m.keys()|list }}{% endfor %}\
                   {{ tools is none }}{{ documents is none }}{{ x is defined }}";
-    let call =
-        Message::new("assistant", Value::Null).with("thinking", "Hm.").with("name", Value::Null);
+    let call = json!({"role": "assistant", "content": null, "thinking": "Hm.", "tool_calls": null});
     let rendered = template(source).render(&TemplateInput::new(vec![call]).with("x", 1)).unwrap();
-    assert_eq!(rendered, "False['role', 'thinking', 'name']TrueTrueTrue");
-    let read: Message = serde_json::from_value(json!({"role": "user", "content": null})).unwrap();
-    assert_eq!(serde_json::to_value(&read).unwrap(), json!({"role": "user"}));
+    assert_eq!(rendered, "False['role', 'thinking']TrueTrueTrue");
 }
 
 #[test]
@@ -342,15 +342,15 @@ fn hostile_templates_end_in_errors() {
 fn long_conversations_are_within_the_limits() {
     let cases = cases();
     let tools = input(&cases["conversations"][5]["input"]).tools;
-    let mut messages = vec![Message::new("system", "Be brief.")];
+    let mut messages = vec![message("system", "Be brief.")];
     for i in 0..300 {
         let call = json!([{"function": {"name": "now", "arguments": {"i": i}}}]);
-        messages.push(Message::new("user", format!("{i} {}", "word ".repeat(200))));
-        messages.push(Message::new("assistant", Value::Null).with("tool_calls", call));
-        messages.push(Message::new("tool", "12:00"));
-        messages.push(Message::new("assistant", "answer ".repeat(200)));
+        messages.push(message("user", format!("{i} {}", "word ".repeat(200))));
+        messages.push(json!({"role": "assistant", "tool_calls": call}));
+        messages.push(message("tool", "12:00"));
+        messages.push(message("assistant", "answer ".repeat(200)));
     }
-    messages.push(Message::new("user", "x".repeat(4 << 20)));
+    messages.push(message("user", "x".repeat(4 << 20)));
     let mut input = TemplateInput::new(messages);
     input.tools = tools;
     for template in [bundled(), template(cases["harmony"].as_str().unwrap())] {
@@ -362,14 +362,14 @@ fn long_conversations_are_within_the_limits() {
 fn everywhere(text: &str) -> TemplateInput {
     let call = json!([{"function": {"name": format!("now{text}"), "arguments": {text: [text]}}}]);
     let mut input = TemplateInput::new(vec![
-        Message::new("system", format!("Be brief{text}")),
-        Message::new("user", text),
-        Message::new("assistant", Value::Null).with("tool_calls", call).with("thinking", text),
-        Message::new("tool", json!({text: text})),
-        Message::new("tool", text),
-        Message::new("user", format!("{text}{text}")),
-        Message::new("assistant", text).with("thinking", text),
-        Message::new("user", format!("a{text}b")),
+        message("system", format!("Be brief{text}")),
+        message("user", text),
+        json!({"role": "assistant", "tool_calls": call, "thinking": text}),
+        message("tool", json!({text: text})),
+        message("tool", text),
+        message("user", format!("{text}{text}")),
+        json!({"role": "assistant", "content": text, "thinking": text}),
+        message("user", format!("a{text}b")),
     ]);
     input.tools = vec![json!({"type": "function", "function": {
         "name": format!("now{text}"), "description": text,
@@ -466,7 +466,7 @@ fn protection_holds_whatever_the_template_does() {
         "{{ messages|tojson(ensure_ascii=true) }}",
         "{{ messages[0].content[:2] ~ messages[0].content[3:] }}",
     ] {
-        let message = |text: &str| Message::new("user", text);
+        let message = |text: &str| message("user", text);
         let mut messages: Vec<_> =
             ["<|x", "en", "d|", ">", "<", "|end|>", "<\n|end|>", " <|end|> ", "<x|end|>"]
                 .map(message)

@@ -10,7 +10,6 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use gpt_oss_mlx::chat::Message;
 use gpt_oss_mlx::chat::template::{ChatTemplate, TemplateInput};
 use gpt_oss_mlx::{Device, GenerateOptions, LoadOptions, Model, Token, Tokenizer};
 use serde::Deserialize;
@@ -37,7 +36,7 @@ struct Case {
     name: String,
     /// Random ids where there is neither a conversation nor a text.
     prompt: Vec<u32>,
-    messages: Option<Vec<Message>>,
+    messages: Option<Vec<Value>>,
     #[serde(default)]
     tools: Vec<Value>,
     text: Option<String>,

@@ -7,8 +7,8 @@ use std::io::Write;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
-use gpt_oss_mlx::chat::Message;
-use gpt_oss_mlx::chat::template::{ChatTemplate, TemplateInput};
+use gpt_oss_mlx::chat::template::ChatTemplate;
+use gpt_oss_mlx::chat::{Conversation, Message};
 use gpt_oss_mlx::{FinishReason, GenerateOptions, LoadOptions, Model, Tokenizer};
 use serde::Deserialize;
 
@@ -35,8 +35,9 @@ fn check(folder: &str, wanted: usize) {
 
     let mut wrong = Vec::new();
     for Known { topic, answer } in &known {
-        let question = Message::new("user", format!("Explain {topic}."));
-        let prompt = template.render_ids(&TemplateInput::new(vec![question]), &tokenizer);
+        let question = Message::user(format!("Explain {topic}."));
+        let input = Conversation::new([question]).template_input().expect("a conversation");
+        let prompt = template.render_ids(&input, &tokenizer);
         let text = complete(&model, &tokenizer, &prompt.expect("a prompt"));
         if final_message(&text) != Some(answer) {
             wrong.push(format!("{topic}: {text}"));

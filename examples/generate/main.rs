@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Parser;
-use gpt_oss_mlx::chat::Message;
+use gpt_oss_mlx::chat::{Conversation, Message};
 use gpt_oss_mlx::{CancelToken, CompletionOptions, FinishReason, Model, Session, TextModel};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -62,10 +62,8 @@ fn app(args: &Args) -> Result<(), Failure> {
         Prompt::Ids(ids) => ids,
         Prompt::Raw(text) => model.raw_prompt(&text)?,
         Prompt::Chat { system, user } => {
-            let system = system.map(|system| Message::new("system", system));
-            let messages: Vec<Message> =
-                system.into_iter().chain([Message::new("user", user)]).collect();
-            model.chat_prompt(&messages)?
+            let system = system.map(Message::system).into_iter();
+            model.chat_prompt(&Conversation::new(system.chain([Message::user(user)])))?
         }
     };
     let (mut session, cached) = prompt_cache::open(model.model(), args.prompt_cache.as_deref())?;

@@ -2,6 +2,8 @@
 //! `ensure_ascii=False`, without the escapes for HTML that Jinja's own filter adds. Models were
 //! trained on that form, separators included.
 
+use std::sync::Arc;
+
 use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{Error, ErrorKind, State};
 
@@ -10,8 +12,22 @@ use super::limits;
 /// Nesting depth at which writing stops; Python's own limit is of this order.
 const DEPTH_LIMIT: usize = 200;
 
+/// Characters with a meaning in one rendering.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Marks {
+    /// Stand for protected text and have to come out as they are.
+    pub(super) protected: Arc<[char]>,
+    /// At the start of a string: the rest is written as it stands, without quotation marks.
+    pub(super) verbatim: Option<char>,
+}
+
 /// `value | tojson(ensure_ascii, indent, separators, sort_keys)`.
-pub(super) fn tojson(state: &mut State, value: Value, options: Kwargs) -> Result<String, Error> {
+pub(super) fn tojson(
+    state: &mut State,
+    value: Value,
+    options: Kwargs,
+    marks: &Marks,
+) -> Result<String, Error> {
     let separators: Option<(String, String)> = match options.get::<Option<Value>>("separators")? {
         Some(pair) if !pair.is_none() => {
             Some((pair.get_item_by_index(0)?.to_string(), pair.get_item_by_index(1)?.to_string()))
@@ -37,6 +53,7 @@ pub(super) fn tojson(state: &mut State, value: Value, options: Kwargs) -> Result
         indent,
         ensure_ascii: options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false),
         sort_keys: options.get::<Option<bool>>("sort_keys")?.unwrap_or(false),
+        marks,
     };
     options.assert_all_used()?;
     writer.value(&value, 0)?;
@@ -44,7 +61,7 @@ pub(super) fn tojson(state: &mut State, value: Value, options: Kwargs) -> Result
     Ok(writer.out)
 }
 
-struct Writer {
+struct Writer<'a> {
     out: String,
     limit: usize,
     item: String,
@@ -52,9 +69,10 @@ struct Writer {
     indent: Option<String>,
     ensure_ascii: bool,
     sort_keys: bool,
+    marks: &'a Marks,
 }
 
-impl Writer {
+impl Writer<'_> {
     fn value(&mut self, value: &Value, depth: usize) -> Result<(), Error> {
         if depth > DEPTH_LIMIT {
             return Err(failed("the value is nested too deeply for tojson"));
@@ -67,7 +85,13 @@ impl Writer {
             ValueKind::Bool => self.out.push_str(if value.is_true() { "true" } else { "false" }),
             ValueKind::Number if value.is_integer() => self.out.push_str(&value.to_string()),
             ValueKind::Number => self.out.push_str(&float(f64::try_from(value.clone())?)),
-            ValueKind::String => self.string(value.as_str().unwrap_or_default()),
+            ValueKind::String => {
+                let text = value.as_str().unwrap_or_default();
+                match self.marks.verbatim.and_then(|mark| text.strip_prefix(mark)) {
+                    Some(text) => self.out.push_str(text),
+                    None => self.string(text),
+                }
+            }
             ValueKind::Seq | ValueKind::Iterable => {
                 self.out.push('[');
                 let mut empty = true;
@@ -151,8 +175,7 @@ impl Writer {
                 '\u{8}' => self.out.push_str("\\b"),
                 '\u{c}' => self.out.push_str("\\f"),
                 c if u32::from(c) < 0x20 => self.escape(c),
-                // Noncharacters stand for protected text here and must come out as they are.
-                c if self.ensure_ascii && !c.is_ascii() && !super::protect::is_reserved(c) => {
+                c if self.ensure_ascii && !c.is_ascii() && !self.marks.protected.contains(&c) => {
                     self.escape(c);
                 }
                 c => self.out.push(c),

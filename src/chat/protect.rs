@@ -2,10 +2,12 @@
 //!
 //! A chat template joins control tokens and the conversation's own text into one string, in which
 //! `<|end|>` written by a user looks like the template's. Before rendering, every character of the
-//! conversation that a special token could begin with (`<`) is therefore replaced by a Unicode
-//! noncharacter that occurs nowhere else; in the rendered string only the template's own control
-//! tokens are then spelled out. The text between them gets its characters back and is tokenized as
-//! ordinary text.
+//! conversation that a special token could begin with, and every punctuation mark that occurs in
+//! one (`<`, `|`, `>`), is therefore replaced by a Unicode noncharacter that occurs nowhere else;
+//! in the rendered string only the template's own control tokens are then spelled out. The text
+//! between them gets its characters back and is tokenized as ordinary text.
+//!
+//! What a template itself builds around a text, as in `<|{{ role }}|>`, is the template's.
 
 use std::collections::BTreeSet;
 
@@ -16,36 +18,63 @@ use crate::tokenizer::Tokenizer;
 
 /// The noncharacters that Unicode sets aside for use inside a program.
 const RESERVED: std::ops::RangeInclusive<char> = '\u{FDD0}'..='\u{FDEF}';
+/// Where marks are taken from when a text uses those: the private planes.
+const PRIVATE: std::ops::RangeInclusive<char> = '\u{F0000}'..='\u{10FFFD}';
 
-/// True for the characters that protected text is first of all marked with.
-pub(super) fn is_reserved(c: char) -> bool {
-    RESERVED.contains(&c)
+/// The conversation uses so many of the characters reserved for marks that too few are left.
+#[derive(Debug)]
+pub(super) struct NoMarks;
+
+/// Characters that occur neither in the `templates` nor in any of `values`.
+pub(super) fn unused<'t>(
+    templates: impl Iterator<Item = &'t str>,
+    values: &[&Value],
+) -> Box<dyn Iterator<Item = char>> {
+    let mut used = BTreeSet::new();
+    let mut note = |text: &str| used.extend(text.chars().filter(|&c| is_candidate(c)));
+    templates.for_each(&mut note);
+    for value in values {
+        visit(value, &mut note);
+    }
+    Box::new(RESERVED.chain(PRIVATE).filter(move |c| !used.contains(c)))
 }
 
 /// The marks for one rendering.
 pub(super) struct Protection<'a> {
     tokenizer: &'a Tokenizer,
-    /// First characters of special tokens, and what stands in for each.
+    /// Characters of special tokens, and what stands in for each.
     marks: Vec<(char, char)>,
+    /// Stands before texts that `tojson` leaves as they are.
+    verbatim: char,
 }
 
 impl<'a> Protection<'a> {
-    /// Chooses marks that occur neither in the `templates` nor in any of `values`.
-    pub(super) fn new<'t>(
+    /// Takes marks from the `unused` characters.
+    pub(super) fn new(
         tokenizer: &'a Tokenizer,
-        templates: impl Iterator<Item = &'t str>,
-        values: &[&Value],
-    ) -> Self {
-        let firsts: BTreeSet<char> =
-            tokenizer.special_tokens().iter().filter_map(|(name, _)| name.chars().next()).collect();
-        let mut used = BTreeSet::new();
-        let mut note = |text: &str| used.extend(text.chars().filter(|&c| is_candidate(c)));
-        templates.for_each(&mut note);
-        for value in values {
-            visit(value, &mut note);
+        mut unused: impl Iterator<Item = char>,
+    ) -> std::result::Result<Self, NoMarks> {
+        let verbatim = unused.next().ok_or(NoMarks)?;
+        let mut originals = BTreeSet::new();
+        for (name, _) in tokenizer.special_tokens() {
+            originals.extend(name.chars().next());
+            originals.extend(name.chars().filter(|&c| is_punctuation(c)));
         }
-        let free = RESERVED.chain('\u{F0000}'..='\u{10FFFD}').filter(|c| !used.contains(c));
-        Self { tokenizer, marks: firsts.into_iter().zip(free).collect() }
+        let marks: Vec<_> = originals.iter().copied().zip(unused).collect();
+        if marks.len() < originals.len() {
+            return Err(NoMarks);
+        }
+        Ok(Self { tokenizer, marks, verbatim })
+    }
+
+    /// The character that stands before texts to be left as they are.
+    pub(super) fn verbatim(&self) -> char {
+        self.verbatim
+    }
+
+    /// All marks.
+    pub(super) fn marks(&self) -> Vec<char> {
+        self.marks.iter().map(|&(_, mark)| mark).collect()
     }
 
     /// A copy of `value` in which no string can take part in a special token.
@@ -63,8 +92,8 @@ impl<'a> Protection<'a> {
         map.iter().map(|(name, value)| (self.text(name), self.value(value))).collect()
     }
 
-    /// Every first character is marked, not only those in front of a whole special token: a
-    /// template may join, cut and replace texts, and halves of a token may then meet.
+    /// Marked is not only what spells a whole special token: a template may join, cut and replace
+    /// texts, and halves of a token may then meet each other or the template's own text.
     fn text(&self, text: &str) -> String {
         let mark = |c| self.marks.iter().find(|&&(first, _)| first == c).map(|&(_, mark)| mark);
         text.chars().map(|c| mark(c).unwrap_or(c)).collect()
@@ -110,14 +139,19 @@ impl<'a> Protection<'a> {
     }
 
     /// The text with the original characters back in place of the marks.
-    fn restore(&self, text: &str) -> String {
+    pub(super) fn restore(&self, text: &str) -> String {
         let original = |c| self.marks.iter().find(|&&(_, mark)| mark == c).map(|&(first, _)| first);
-        text.chars().map(|c| original(c).unwrap_or(c)).collect()
+        text.chars().filter(|&c| c != self.verbatim).map(|c| original(c).unwrap_or(c)).collect()
     }
 }
 
 fn is_candidate(c: char) -> bool {
-    is_reserved(c) || c >= '\u{F0000}'
+    RESERVED.contains(&c) || PRIVATE.contains(&c)
+}
+
+/// Letters stay, since templates compare roles and types; so does white space, since they trim.
+fn is_punctuation(c: char) -> bool {
+    !c.is_alphanumeric() && !c.is_whitespace() && c != '_'
 }
 
 /// Calls `note` for every string in `value`, names included.

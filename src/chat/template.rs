@@ -20,12 +20,13 @@ use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, Zoned};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Serde, Value};
-use minijinja::{Environment, ErrorKind};
+use minijinja::value::{Kwargs, Serde, Value};
+use minijinja::{Environment, ErrorKind, State};
 use serde_json::Map;
 
-use super::protect::Protection;
-use super::{Message, filters, guard, json, limits};
+use super::json::Marks;
+use super::protect::{self, Protection};
+use super::{filters, guard, json, limits};
 use crate::error::{Error, Result};
 use crate::tokenizer::{Tokenizer, read_text};
 
@@ -41,12 +42,14 @@ const TOOL_USE: &str = "tool_use";
 /// Variables of tokenizer_config.json that templates may use.
 const TOKENS: [&str; 4] = ["bos_token", "eos_token", "pad_token", "unk_token"];
 
-/// What a template is rendered with.
+/// What a template is rendered with, as plain JSON. [`Conversation`](super::Conversation) makes
+/// one that GPT-OSS's templates take; made by hand, it renders as transformers would.
 #[derive(Debug, Clone, Default, PartialEq)]
 #[non_exhaustive]
 pub struct TemplateInput {
-    /// The conversation so far.
-    pub messages: Vec<Message>,
+    /// The conversation so far. Fields that are null are left out, so that a template may ask
+    /// whether a field is there.
+    pub messages: Vec<serde_json::Value>,
     /// The tools on offer, each as `{"type": "function", "function": {…}}`; with none, the
     /// template sees no tools at all.
     pub tools: Vec<serde_json::Value>,
@@ -57,11 +60,15 @@ pub struct TemplateInput {
     pub now: Option<String>,
     /// Further variables: `reasoning_effort`, `model_identity`, `builtin_tools` and the like.
     pub variables: Map<String, serde_json::Value>,
+    /// Whether `tojson` leaves the arguments of calls and the results of tools as they stand:
+    /// the first are JSON already, the second are whatever the tool returned. Harmony has no
+    /// quotation marks around either.
+    pub(super) verbatim: bool,
 }
 
 impl TemplateInput {
     /// A prompt that asks for an answer to `messages`.
-    pub fn new(messages: Vec<Message>) -> Self {
+    pub fn new(messages: Vec<serde_json::Value>) -> Self {
         Self { messages, add_generation_prompt: true, ..Self::default() }
     }
 
@@ -143,7 +150,6 @@ impl ChatTemplate {
             source: Some(source.into()),
         })?);
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-        environment.add_filter("tojson", json::tojson);
         environment.add_function("raise_exception", raise_exception);
         filters::install(&mut environment);
         limits::install(&mut environment);
@@ -179,25 +185,67 @@ impl ChatTemplate {
     /// [`Error::ChatTemplate`] when the template refuses the conversation, fails, or exceeds its
     /// limits; [`Error::Argument`] when [`TemplateInput::now`] is not a date.
     pub fn render(&self, input: &TemplateInput) -> Result<String> {
-        self.render_values(input, &self.values(input)?, &input.tools, &input.variables)
+        let mut messages = messages(input);
+        let mut marks = Marks::default();
+        if input.verbatim {
+            let mark = self.unused(input, &messages).next().ok_or_else(|| self.no_marks())?;
+            mark_verbatim(&mut messages, mark);
+            marks.verbatim = Some(mark);
+        }
+        let verbatim = marks.verbatim;
+        let text = self.render_values(input, &messages, &input.tools, &input.variables, marks)?;
+        Ok(match verbatim {
+            Some(mark) => text.replace(mark, ""),
+            None => text,
+        })
     }
 
     /// The prompt as token ids, in which control tokens come from the template only: whatever a
     /// message, tool or variable spells out remains text.
     ///
     /// # Errors
-    /// As for [`ChatTemplate::render`], and [`Error::Tokenizer`].
+    /// As for [`ChatTemplate::render`], and [`Error::Tokenizer`]; [`Error::ChatTemplate`] also when
+    /// the conversation uses every character of Unicode's private planes.
     pub fn render_ids(&self, input: &TemplateInput, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
-        let messages = self.values(input)?;
-        let variables = serde_json::Value::Object(input.variables.clone());
-        let all: Vec<_> =
-            messages.iter().chain(&input.tools).chain(std::iter::once(&variables)).collect();
-        let sources = self.sources.values().map(String::as_str);
-        let protection = Protection::new(tokenizer, sources, &all);
-        let messages: Vec<_> = messages.iter().map(|m| protection.value(m)).collect();
+        let messages = messages(input);
+        let unused = self.unused(input, &messages);
+        let protection = Protection::new(tokenizer, unused).map_err(|_| self.no_marks())?;
+        let mut messages: Vec<_> = messages.iter().map(|m| protection.value(m)).collect();
         let tools: Vec<_> = input.tools.iter().map(|t| protection.value(t)).collect();
         let variables = protection.map(&input.variables);
-        protection.encode(&self.render_values(input, &messages, &tools, &variables)?)
+        let mut marks = Marks { protected: protection.marks().into(), verbatim: None };
+        if input.verbatim {
+            mark_verbatim(&mut messages, protection.verbatim());
+            marks.verbatim = Some(protection.verbatim());
+        }
+        let rendered = self.render_values(input, &messages, &tools, &variables, marks);
+        let rendered = rendered.map_err(|error| match error {
+            Error::ChatTemplate { path, reason, source } => {
+                Error::ChatTemplate { path, reason: protection.restore(&reason), source }
+            }
+            other => other,
+        })?;
+        protection.encode(&rendered)
+    }
+
+    /// Characters that neither the template nor its input uses.
+    fn unused(
+        &self,
+        input: &TemplateInput,
+        messages: &[serde_json::Value],
+    ) -> Box<dyn Iterator<Item = char>> {
+        let variables = serde_json::Value::Object(input.variables.clone());
+        let values: Vec<_> =
+            messages.iter().chain(&input.tools).chain(std::iter::once(&variables)).collect();
+        protect::unused(self.sources.values().map(String::as_str), &values)
+    }
+
+    fn no_marks(&self) -> Error {
+        Error::ChatTemplate {
+            path: self.path.clone(),
+            reason: "the conversation uses all of Unicode's private characters".into(),
+            source: None,
+        }
     }
 
     fn error(&self, error: &minijinja::Error) -> Error {
@@ -227,18 +275,13 @@ impl ChatTemplate {
         Error::ChatTemplate { path: self.path.clone(), reason, source: Some(Box::new(source)) }
     }
 
-    fn values(&self, input: &TemplateInput) -> Result<Vec<serde_json::Value>> {
-        let path = || self.path.clone();
-        let fail = |source| Error::Json { path: path(), source };
-        input.messages.iter().map(|m| serde_json::to_value(m).map_err(fail)).collect()
-    }
-
     fn render_values(
         &self,
         input: &TemplateInput,
         messages: &[serde_json::Value],
         tools: &[serde_json::Value],
         variables: &Map<String, serde_json::Value>,
+        marks: Marks,
     ) -> Result<String> {
         let now = clock(input.now.as_deref())?;
         let strftime_now = move |format: &str| {
@@ -250,6 +293,12 @@ impl ChatTemplate {
         let name = if has_tool_use && !tools.is_empty() { TOOL_USE } else { DEFAULT };
         let values = messages.iter().chain(tools).chain(variables.values());
         let mut environment = self.environment.clone();
+        environment.add_filter(
+            "tojson",
+            move |state: &mut State, value: Value, options: Kwargs| {
+                json::tojson(state, value, options, &marks)
+            },
+        );
         environment.set_fuel(Some(limits::fuel(values, messages.len(), self.longest_raw)));
 
         limits::with_stack(move || {
@@ -273,6 +322,33 @@ impl ChatTemplate {
             Ok(output.into_text())
         })
         .map_err(|e| self.error(&e))?
+    }
+}
+
+/// The messages without fields that are null.
+fn messages(input: &TemplateInput) -> Vec<serde_json::Value> {
+    let mut messages = input.messages.clone();
+    for fields in messages.iter_mut().filter_map(serde_json::Value::as_object_mut) {
+        fields.retain(|_, value| !value.is_null());
+    }
+    messages
+}
+
+/// Puts `mark` before the arguments of calls and the results of tools that are strings.
+fn mark_verbatim(messages: &mut [serde_json::Value], mark: char) {
+    let put = |value: Option<&mut serde_json::Value>| {
+        if let Some(serde_json::Value::String(text)) = value {
+            text.insert(0, mark);
+        }
+    };
+    for message in messages {
+        let calls = message.get_mut("tool_calls").and_then(serde_json::Value::as_array_mut);
+        for call in calls.into_iter().flatten() {
+            put(call.pointer_mut("/function/arguments"));
+        }
+        if message.get("role").is_some_and(|role| role == "tool") {
+            put(message.get_mut("content"));
+        }
     }
 }
 

@@ -372,6 +372,10 @@ impl Conversation {
                 }
             }
         }
+        if messages.is_empty() {
+            // Nothing that is shown was said; templates look at the first message all the same.
+            messages.push(json!({"role": Role::Developer.as_str(), "content": ""}));
+        }
         let mut input = TemplateInput::new(messages);
         input.tools = self.tools.iter().map(Tool::for_template).collect();
         input.now.clone_from(&self.date);

@@ -465,8 +465,8 @@ fn tools_of_any_valid_schema_render() {
         "g": {"$ref": "#/$defs/x"},
     }, "$defs": {"x": {"type": "string"}}});
     let mut tools = vec![Tool::new("odd", "a\nb", odd), Tool::new("empty", "", json!({}))];
-    let mut bare = Tool::new("bare", "", json!({}));
-    (bare.description, bare.parameters) = (None, None);
+    let mut bare = Tool::without_arguments("bare", "");
+    bare.description = None;
     tools.push(bare);
     let input = Conversation::new([Message::user("?")]).with_tools(tools).template_input().unwrap();
     for template in templates() {
@@ -616,10 +616,16 @@ fn a_conversation_that_leaves_no_marks_is_an_error() {
     };
     let error = render(all.clone() + "<|end|>").unwrap_err().to_string();
     assert!(error.contains("private characters"), "{error}");
-    // With as many left as are needed, and from the end, it works.
-    let some = all.replace(|c: char| ('\u{10fff0}'..='\u{10fffd}').contains(&c), "");
-    let ids = render(some + "<|end|>").unwrap();
-    assert_eq!(control(&ids), control(&render("word".into()).unwrap()));
+    // One mark for each of `<`, `|` and `>`, and one for texts that stay as they are.
+    for left in 0..8 {
+        let some: String = all.chars().skip(left).collect();
+        let ids = render(some + "<|end|>");
+        if left < 4 {
+            assert!(ids.is_err(), "{left}");
+        } else {
+            assert_eq!(control(&ids.unwrap()), control(&render("word".into()).unwrap()), "{left}");
+        }
+    }
 }
 
 /// JSON that is all ASCII escapes what is not, but for protected text.

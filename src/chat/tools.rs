@@ -36,6 +36,11 @@ impl Tool {
         Self { name: name.into(), description, parameters, strict: None }
     }
 
+    /// A function that takes no arguments.
+    pub fn without_arguments(name: impl Into<String>, description: impl Into<String>) -> Self {
+        Self { parameters: None, ..Self::new(name, description, Value::Null) }
+    }
+
     /// The tool as templates take it. They put `//` before a description once, so that a second
     /// line needs its own, as OpenAI's renderer writes it; they do not ask whether there is one;
     /// and they add the default of an enumeration or union to a string.

@@ -190,12 +190,14 @@ fn our_ids(conversation: &Conversation) -> Vec<u32> {
 struct Case {
     name: &'static str,
     conversation: Conversation,
+    /// Why the two differ; empty where they do not.
+    reason: &'static str,
     /// In the text: what openai-harmony writes, and what this project writes there.
     difference: Vec<(&'static str, &'static str)>,
 }
 
 fn same(name: &'static str, conversation: Conversation) -> Case {
-    Case { name, conversation, difference: Vec::new() }
+    Case { name, conversation, reason: "", difference: Vec::new() }
 }
 
 fn differs(
@@ -205,7 +207,7 @@ fn differs(
     difference: &[(&'static str, &'static str)],
 ) -> Case {
     assert!(!reason.is_empty() && !difference.is_empty());
-    Case { name, conversation, difference: difference.into() }
+    Case { name, conversation, reason, difference: difference.into() }
 }
 
 fn ask(text: &str) -> Conversation {
@@ -596,7 +598,7 @@ fn cases() -> Vec<Case> {
 fn the_same_tokens_as_openai_harmony_or_a_difference_that_is_listed() {
     let text = |ids: &[u32]| tokenizer().decode(ids, false).unwrap();
     let mut wrong = Vec::new();
-    for Case { name, conversation, difference } in cases() {
+    for Case { name, conversation, difference, .. } in cases() {
         let (theirs, ours) = (official_ids(&conversation), our_ids(&conversation));
         if difference.is_empty() {
             if theirs != ours {
@@ -620,9 +622,75 @@ fn the_same_tokens_as_openai_harmony_or_a_difference_that_is_listed() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n==========\n"));
 }
 
+/// docs/harmony.md names every conversation, and the reason where there is a difference.
 #[test]
-fn enough_conversations_are_compared() {
-    let names: BTreeSet<_> = cases().iter().map(|case| case.name).collect();
-    assert_eq!(names.len(), cases().len());
-    assert!(cases().iter().filter(|case| case.difference.is_empty()).count() >= 30);
+fn the_table_in_the_docs_is_complete() {
+    let docs = include_str!("../../../docs/harmony.md");
+    let mut rows: BTreeSet<String> = docs
+        .lines()
+        .skip_while(|line| !line.starts_with("| conversation |"))
+        .skip(2)
+        .take_while(|line| line.starts_with('|'))
+        .map(str::to_owned)
+        .collect();
+    let cases = cases();
+    assert_eq!(rows.len(), cases.len());
+    for Case { name, reason, .. } in &cases {
+        let found = if reason.is_empty() { "the same tokens" } else { reason };
+        let row = format!("| {name} | {found} |");
+        assert!(rows.remove(&row), "missing: {row}");
+    }
+    assert!(cases.iter().filter(|case| case.reason.is_empty()).count() >= 30);
+}
+
+/// Every special token in every field: the prompt has the control tokens that it has with a plain
+/// word there, and reads as it was written.
+#[test]
+fn no_text_becomes_a_control_token() {
+    let everywhere = |text: &str| {
+        let name = |prefix: &str| format!("{prefix}{text}");
+        let schema = json!({"type": "object", "required": [text], "properties": {
+            text: {"type": "string", "description": text, "enum": [text], "default": text},
+            "b": {"oneOf": [{"type": text, "description": text, "default": text}], "default": text},
+            "c": {"type": "object", "properties": {text: {"type": [text, text]}}},
+            "d": {"type": "array", "items": {"type": "string", "enum": [text]}, "default": [text]},
+        }});
+        let called = AssistantMessage { content: Some(text.into()), ..Default::default() }
+            .with_analysis(text)
+            .with_call(ToolCall::new(name("1"), name("f"), text))
+            .with_call(ToolCall::new(name("2"), name("g"), json!({text: text}).to_string()));
+        let messages = [
+            Message::system(text),
+            Message::user(text),
+            AssistantMessage::new(text).with_analysis(text).into(),
+            Message::developer(text),
+            Message::user(text),
+            called.into(),
+            Message::tool_result(name("2"), text),
+            Message::tool_result(name("1"), json!([text, {text: text}]).to_string()),
+        ];
+        talk(messages)
+            .with_tools([Tool::new("f", format!("{text}\n{text}"), schema)])
+            .with_builtin_tools(BuiltinTool::ALL)
+            .with_identity(text)
+    };
+    let control = |ids: &[u32]| -> Vec<u32> {
+        ids.iter().copied().filter(|&id| tokenizer().is_special(id)).collect()
+    };
+    let expected = control(&our_ids(&everywhere("word")));
+    assert!(expected.len() > 30);
+    let mut texts = Vec::new();
+    for (token, _) in tokenizer().special_tokens() {
+        texts.push(token.clone());
+        for at in 1..token.len() {
+            texts.push(format!("{}{}", &token[at..], &token[..at]));
+        }
+        texts.push(token[1..].into());
+        texts.push(token[..token.len() - 1].into());
+        texts.push(format!("<{token}>"));
+    }
+    assert!(texts.len() > 200);
+    for text in texts {
+        assert_eq!(control(&our_ids(&everywhere(&text))), expected, "{text}");
+    }
 }

@@ -316,6 +316,10 @@ impl Conversation {
     /// # Errors
     /// [`Error::Conversation`] naming the first field that is wrong.
     pub fn validate(&self) -> Result<()> {
+        self.checked().map(drop)
+    }
+
+    fn checked(&self) -> Result<Vec<Turn<'_>>> {
         if self.messages.is_empty() {
             return Err(Error::conversation("messages", "is empty"));
         }
@@ -325,7 +329,7 @@ impl Conversation {
                 Error::conversation("date", format!("is `{date}`, not a date such as 2025-08-05"))
             })?;
         }
-        self.turns().map(drop)
+        self.turns()
     }
 
     /// The conversation as a chat template takes it, for a prompt that ends where the model's
@@ -342,11 +346,10 @@ impl Conversation {
     /// # Errors
     /// As [`Conversation::validate`].
     pub fn template_input(&self) -> Result<TemplateInput> {
-        self.validate()?;
-        let mut messages = Vec::new();
-        messages.extend(self.instructions());
+        let turns = self.checked()?;
+        let mut messages: Vec<Value> = self.instructions().into_iter().collect();
         let last_final = self.messages.iter().rposition(Message::is_final);
-        for turn in self.turns()? {
+        for turn in turns {
             match turn {
                 Turn::User(text) => messages.push(json!({"role": "user", "content": text})),
                 Turn::Final(text) => messages.push(json!({"role": "assistant", "content": text})),

@@ -62,10 +62,9 @@ impl Tool {
 
 fn spell_default(property: &mut Value) {
     let chosen = property.get("enum").is_some() || property.get("oneOf").is_some();
-    if let (Some(default), true) = (property.get_mut("default"), chosen) {
-        if !default.is_string() {
-            *default = default.to_string().into();
-        }
+    let default = property.get_mut("default").filter(|default| chosen && !default.is_string());
+    if let Some(default) = default {
+        *default = default.to_string().into();
     }
 }
 

@@ -1,8 +1,7 @@
 //! The bundled model's turns as events.
 
-use gpt_oss_mlx::chat::Message;
 use gpt_oss_mlx::chat::events::{ChatEvent, EndReason};
-use gpt_oss_mlx::chat::template::TemplateInput;
+use gpt_oss_mlx::chat::{Conversation, Message, Tool};
 use gpt_oss_mlx::{ChatOptions, CompletionOptions, LoadOptions, Session, TextModel};
 use serde_json::json;
 
@@ -12,8 +11,8 @@ const DIR: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/gpt-oss-tiny");
 fn the_answer_is_the_completions_and_a_second_turn_reuses_the_first() {
     let model = TextModel::load(DIR, &LoadOptions::default()).unwrap();
     let mut session = Session::new(model.model());
-    let user = Message::new("user", "Explain Dangling References.");
-    let prompt = model.chat_prompt(std::slice::from_ref(&user)).unwrap();
+    let mut conversation = Conversation::new([Message::user("Explain Dangling References.")]);
+    let prompt = model.chat_prompt(&conversation).unwrap();
     let mut chat = model.chat(&mut session, &prompt, &ChatOptions::default()).unwrap();
     let events: Vec<_> = chat.by_ref().map(|event| event.unwrap()).collect();
     let tokens = chat.tokens().to_vec();
@@ -31,8 +30,8 @@ fn the_answer_is_the_completions_and_a_second_turn_reuses_the_first() {
     let ids = pieces.iter().filter_map(|piece| Some(piece.token.as_ref()?.id));
     assert_eq!(tokens, ids.collect::<Vec<_>>());
 
-    let messages = [user, Message::new("assistant", answer), Message::new("user", "Why?")];
-    let prompt = model.chat_prompt(&messages).unwrap();
+    conversation.messages.extend([Message::assistant(answer), Message::user("Why?")]);
+    let prompt = model.chat_prompt(&conversation).unwrap();
     let mut chat = model.chat(&mut session, &prompt, &ChatOptions::default()).unwrap();
     chat.prefill(|_, _| ()).unwrap();
     assert!(chat.timings().cached_prompt_tokens > 40, "{:?}", chat.timings());
@@ -42,18 +41,14 @@ fn the_answer_is_the_completions_and_a_second_turn_reuses_the_first() {
 fn a_tool_is_called() {
     let model = TextModel::load(DIR, &LoadOptions::default()).unwrap();
     let mut session = Session::new(model.model());
-    let user = Message::new("user", "What is the weather in Paris?");
-    let mut input = TemplateInput::new(vec![user]);
-    input.tools = vec![json!({"type": "function", "function": {
-        "name": "get_weather",
-        "description": "Gets the weather of a city.",
-        "parameters": {
-            "type": "object",
-            "properties": {"city": {"type": "string"}},
-            "required": ["city"],
-        },
-    }})];
-    let prompt = model.chat_prompt_with(&input).unwrap();
+    let parameters = json!({
+        "type": "object",
+        "properties": {"city": {"type": "string"}},
+        "required": ["city"],
+    });
+    let tool = Tool::new("get_weather", "Gets the weather of a city.", parameters);
+    let asked = Conversation::new([Message::user("What is the weather in Paris?")]);
+    let prompt = model.chat_prompt(&asked.with_tools([tool])).unwrap();
     let mut options = ChatOptions::default();
     options.tools = Some(vec!["get_weather".into()]);
     let chat = model.chat(&mut session, &prompt, &options).unwrap();

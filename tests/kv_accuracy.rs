@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 
 use common::logits;
 use gpt_oss_mlx::KvBits::{Eight, Four};
-use gpt_oss_mlx::chat::Message;
-use gpt_oss_mlx::chat::template::{ChatTemplate, TemplateInput};
+use gpt_oss_mlx::chat::template::ChatTemplate;
+use gpt_oss_mlx::chat::{Conversation, Message};
 use gpt_oss_mlx::{GenerateOptions, KvPolicy, LoadOptions, Model, Tokenizer};
 use serde::Deserialize;
 
@@ -43,8 +43,8 @@ fn prompts(tokenizer: &Tokenizer) -> Vec<(Vec<u32>, String)> {
     assert_eq!(known.len(), 140);
     let template = ChatTemplate::from_dir(&fixture()).expect("a valid template").expect("one");
     let prompt = |Known { topic, answer }: Known| {
-        let question = Message::new("user", format!("Explain {topic}."));
-        let input = TemplateInput::new(vec![question]);
+        let question = Message::user(format!("Explain {topic}."));
+        let input = Conversation::new([question]).template_input().expect("a conversation");
         (template.render_ids(&input, tokenizer).expect("a prompt"), answer)
     };
     known.into_iter().map(prompt).collect()

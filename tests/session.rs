@@ -8,7 +8,7 @@ use std::thread;
 use common::layouts::{Packing, Shape};
 use common::random_model;
 use common::rng::Rng;
-use gpt_oss_mlx::chat::Message;
+use gpt_oss_mlx::chat::{AssistantMessage, Conversation, Message};
 use gpt_oss_mlx::{
     CompletionOptions, Error, FinishReason, GenerateOptions, KvBits, KvPolicy, LoadOptions, Model,
     Session, TextModel, Visible,
@@ -438,7 +438,7 @@ fn a_session_moves_to_another_thread_and_back() {
 /// A long instruction, so that what comes after it is out of every window.
 fn instructions() -> Message {
     let rules = "Answer briefly. Never mention the weather. Speak of ownership and lifetimes. ";
-    Message::new("system", rules.repeat(10))
+    Message::system(rules.repeat(10))
 }
 
 /// Completes in the session, and checks that a fresh one says the same.
@@ -465,14 +465,16 @@ fn user_turns(model: &TextModel, prompt: &[u32]) -> Vec<usize> {
 
 /// A question longer than the slack, so that the way back is not that from the end of the prompt.
 fn question(what: &str) -> Message {
-    Message::new("user", what.repeat(12))
+    Message::user(what.repeat(12))
 }
 
 #[test]
 fn instructions_shared_by_many() {
     let model = bundled();
     let mut session = Session::new(model.model());
-    let asked = |what: &str| model.chat_prompt(&[instructions(), question(what)]).unwrap();
+    let asked = |what: &str| {
+        model.chat_prompt(&Conversation::new([instructions(), question(what)])).unwrap()
+    };
     let shared = user_turns(&model, &asked("Explain Dangling References. "))[0];
     assert!(shared > 170, "{shared}");
     let questions = ["Explain Dangling References. ", "What is a trait? ", "Explain Slices. "];
@@ -492,10 +494,10 @@ fn the_last_of_several_messages_edited() {
         let messages = [
             instructions(),
             question("Explain Dangling References. "),
-            Message::new("assistant", "They point to what is gone. ".repeat(25)),
+            Message::assistant("They point to what is gone. ".repeat(25)),
             question(last),
         ];
-        model.chat_prompt(&messages).unwrap()
+        model.chat_prompt(&Conversation::new(messages)).unwrap()
     };
     let prompt = talk("And slices? ");
     let turns = user_turns(&model, &prompt);
@@ -504,7 +506,9 @@ fn the_last_of_several_messages_edited() {
     assert_eq!(complete(&model, &mut session, &prompt, 512), 0);
     assert_eq!(complete(&model, &mut session, &talk("What is a trait? "), 512), turns[1]);
     // Another conversation under the same instructions.
-    let other = model.chat_prompt(&[instructions(), question("Explain Slices. ")]).unwrap();
+    let other = model
+        .chat_prompt(&Conversation::new([instructions(), question("Explain Slices. ")]))
+        .unwrap();
     assert_eq!(complete(&model, &mut session, &other, 512), turns[0]);
 }
 
@@ -514,8 +518,9 @@ fn a_history_without_its_analysis() {
     let model = bundled();
     for policy in [KvPolicy::default(), KvPolicy::quantized(KvBits::Eight)] {
         let mut session = Session::with_policy(model.model(), &policy).unwrap();
-        let question = Message::new("user", "Explain Dangling References.");
-        let first = model.chat_prompt(&[instructions(), question.clone()]).unwrap();
+        let question = Message::user("Explain Dangling References.");
+        let first =
+            model.chat_prompt(&Conversation::new([instructions(), question.clone()])).unwrap();
         let run = |session: &mut Session, prompt: &[u32], n| run(model.model(), session, prompt, n);
         run(&mut session, &first, 1);
         // What the model thinks and says, as if it had been generated.
@@ -529,11 +534,12 @@ fn a_history_without_its_analysis() {
         let messages = [
             instructions(),
             question,
-            Message::new("assistant", "They point to what is gone.")
-                .with("thinking", "The user asks about references."),
-            Message::new("user", "And slices?"),
+            AssistantMessage::new("They point to what is gone.")
+                .with_analysis("The user asks about references.")
+                .into(),
+            Message::user("And slices?"),
         ];
-        let second = model.chat_prompt(&messages).unwrap();
+        let second = model.chat_prompt(&Conversation::new(messages)).unwrap();
         assert_eq!(second[..first.len()], first);
         // Up to the end of the first question, where the model began to think.
         assert_eq!(run(&mut session, &second, 100).1, first.len());

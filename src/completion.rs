@@ -1,11 +1,15 @@
 //! Text in, text out: a model with its tokenizer and chat template.
 
 use std::path::Path;
+#[cfg(feature = "constrain")]
+use std::sync::OnceLock;
 
 use crate::chat::Conversation;
 use crate::chat::events::{ChatEvent, EndReason};
 use crate::chat::harmony::HarmonyParser;
 use crate::chat::template::{ChatTemplate, TemplateInput};
+#[cfg(feature = "constrain")]
+use crate::constrain::{Constraint, ConstraintSpec, Vocabulary};
 use crate::error::{Error, Result};
 use crate::generate::{FinishReason, GenerateOptions, Generation, Timings, Token, TokenSource};
 use crate::model::{LoadOptions, Model};
@@ -19,6 +23,9 @@ pub struct TextModel {
     model: Model,
     tokenizer: Tokenizer,
     template: Option<ChatTemplate>,
+    /// Made when the first constraint is compiled.
+    #[cfg(feature = "constrain")]
+    vocabulary: OnceLock<Vocabulary>,
 }
 
 /// How to complete a prompt.
@@ -72,7 +79,13 @@ impl TextModel {
         let template = ChatTemplate::from_dir(dir)?;
         let model = Model::load_with_progress(dir, options, progress)?;
         let tokenizer = tokenizer.padded_to(model.config().vocab_size);
-        Ok(Self { model, tokenizer, template })
+        Ok(Self {
+            model,
+            tokenizer,
+            template,
+            #[cfg(feature = "constrain")]
+            vocabulary: OnceLock::new(),
+        })
     }
 
     /// The weights.
@@ -115,6 +128,21 @@ impl TextModel {
     /// [`Error::Tokenizer`] when the text cannot be encoded.
     pub fn raw_prompt(&self, text: &str) -> Result<Vec<u32>> {
         self.tokenizer.encode(text, true)
+    }
+
+    /// Compiles what a turn after [`chat_prompt`](Self::chat_prompt) must keep to, for
+    /// [`GenerateOptions::constraint`]; None when nothing is enforced.
+    ///
+    /// # Errors
+    /// [`Error::Grammar`] names the part that is not possible; [`Error::Argument`] when the
+    /// tokenizer lacks control tokens of the Harmony format.
+    #[cfg(feature = "constrain")]
+    pub fn constraint(&self, spec: &ConstraintSpec) -> Result<Option<Constraint>> {
+        if let Some(vocabulary) = self.vocabulary.get() {
+            return vocabulary.compile(spec);
+        }
+        let vocabulary = Vocabulary::new(&self.tokenizer)?;
+        self.vocabulary.get_or_init(|| vocabulary).compile(spec)
     }
 
     /// Generates after `prompt` and gives text as it comes. See [`Completion`].

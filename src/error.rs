@@ -154,6 +154,22 @@ pub enum Error {
         /// Position in the sequence, counted from 0.
         position: usize,
     },
+    /// A part of a constraint cannot be made into a grammar.
+    #[error("{part}: {message}")]
+    Grammar {
+        /// The part: `response_format`, `tool_choice`, or a tool by its name.
+        part: String,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// A generation cannot go on within its grammar.
+    #[error("the grammar cannot be continued at token {index}: {message}")]
+    Constraint {
+        /// Token of the generation, counted from 0.
+        index: usize,
+        /// Why.
+        message: String,
+    },
 }
 
 impl Error {
@@ -244,6 +260,12 @@ impl Error {
                                        the files' checksums"
                 .into(),
             Self::AllBanned { .. } => "allow at least one token: loosen the logit bias".into(),
+            Self::Grammar { part, .. } => {
+                format!("simplify {part}, or enforce less and check the output")
+            }
+            Self::Constraint { .. } => "simplify the grammar: it leads where no token fits, or \
+                                        needs more work per token than is allowed"
+                .into(),
         }
     }
 

@@ -2,6 +2,10 @@
 //!
 //! Decoding is pipelined: the step after a token is queued before that token is read, so that the
 //! device never waits for the host. The token goes from step to step as an array.
+//!
+//! Under a constraint the step is queued likewise, but the token after it can only be chosen once
+//! the host has read the one before: the device works on the step while the host works out which
+//! tokens the grammar allows.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,6 +13,8 @@ use std::time::{Duration, Instant};
 
 use mlx_rs::{Array, transforms};
 
+#[cfg(feature = "constrain")]
+use crate::constrain::Constraint;
 use crate::error::{Error, Result};
 use crate::mlx::{self, Device};
 use crate::sampler::{self, Sampled, Sampler, Sampling};
@@ -84,6 +90,10 @@ pub struct GenerateOptions {
     pub logprobs: Option<usize>,
     /// Tokens that end the generation; None takes the model's. An empty list never stops.
     pub stop_ids: Option<Vec<u32>>,
+    /// A grammar that the output keeps to; see [`crate::constrain`]. The prompt must end where it
+    /// begins.
+    #[cfg(feature = "constrain")]
+    pub constraint: Option<Constraint>,
     /// Ends the generation from outside.
     pub cancel: CancelToken,
 }
@@ -96,6 +106,8 @@ impl Default for GenerateOptions {
             sampling: Sampling::default(),
             logprobs: None,
             stop_ids: None,
+            #[cfg(feature = "constrain")]
+            constraint: None,
             cancel: CancelToken::default(),
         }
     }
@@ -125,9 +137,10 @@ pub struct TokenLogprob {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FinishReason {
-    /// The model chose a stop token, or a stop string appeared.
+    /// The model chose a stop token, a stop string appeared, or the constraint's grammar ended.
     Stop,
-    /// The number of tokens asked for, or the end of the model's context, was reached.
+    /// The number of tokens asked for, or the end of the model's context, was reached. What a
+    /// constraint promises of the output holds only for a whole turn, and this one is cut off.
     Length,
     /// The generation was cancelled.
     Cancelled,
@@ -180,6 +193,14 @@ fn rate(tokens: usize, time: Duration) -> f64 {
     if tokens == 0 || time.is_zero() { 0.0 } else { tokens as f64 / time.as_secs_f64() }
 }
 
+/// What allows only some tokens at each step.
+pub(crate) trait TokenGuide: Send {
+    /// For each of `vocab_size` tokens whether it may come next; at least one may.
+    fn allowed(&mut self, vocab_size: usize) -> Result<Vec<bool>>;
+    /// Takes an allowed token; true when the output ends with it.
+    fn push(&mut self, id: u32) -> Result<bool>;
+}
+
 /// A token that is being computed, and what is read along with it.
 struct Step {
     sampled: Sampled,
@@ -193,6 +214,7 @@ struct Step {
 pub struct Generation<S: TokenSource> {
     source: S,
     sampler: Sampler,
+    vocab_size: usize,
     prompt: Vec<u32>,
     stop_ids: Vec<u32>,
     max_tokens: usize,
@@ -202,6 +224,9 @@ pub struct Generation<S: TokenSource> {
     started: Instant,
     first_token: Option<Instant>,
     pending: Option<Step>,
+    guide: Option<Box<dyn TokenGuide>>,
+    /// Logits that were queued when the output ended.
+    unused: Option<Array>,
     prefilled: bool,
     finish: Option<FinishReason>,
     failed: bool,
@@ -251,6 +276,7 @@ impl<S: TokenSource> Generation<S> {
         source.device().run(|| sampler.observe_prompt(prompt))?;
         Ok(Self {
             sampler,
+            vocab_size,
             prompt: prompt.to_vec(),
             stop_ids,
             max_tokens: options.max_tokens.min(room),
@@ -260,6 +286,14 @@ impl<S: TokenSource> Generation<S> {
             started: Instant::now(),
             first_token: None,
             pending: None,
+            #[cfg(feature = "constrain")]
+            guide: options
+                .constraint
+                .as_ref()
+                .map(|constraint| Box::new(constraint.begin()) as Box<dyn TokenGuide>),
+            #[cfg(not(feature = "constrain"))]
+            guide: None,
+            unused: None,
             prefilled: false,
             finish: None,
             failed: false,
@@ -310,6 +344,9 @@ impl<S: TokenSource> Generation<S> {
             return Ok(());
         }
         let logits = self.source.logits(rest)?;
+        if self.guide.is_some() {
+            transforms::async_eval([&logits])?;
+        }
         let step = self.choose(&logits)?;
         step.sampled.token.eval()?;
         progress(prompt.len(), prompt.len());
@@ -320,7 +357,12 @@ impl<S: TokenSource> Generation<S> {
 
     /// Picks the next token from logits [vocabulary], lazily, and queues the work.
     fn choose(&mut self, logits: &Array) -> Result<Step> {
-        let sampled = self.sampler.sample(logits)?;
+        let vocab_size = self.vocab_size;
+        let guide = self.guide.as_mut();
+        let allowed = guide.map(|guide| guide.allowed(vocab_size)).transpose()?;
+        let width = i32::try_from(self.vocab_size).unwrap_or(i32::MAX);
+        let allowed = allowed.map(|allowed| Array::from_slice(&allowed, &[width]));
+        let sampled = self.sampler.sample_allowed(logits, allowed.as_ref())?;
         let top = self.logprobs.map(|n| sampler::logprobs(logits, n)).transpose()?;
         let step = Step { sampled, top };
         let extra = step.top.iter().flat_map(|(ids, logprobs)| [ids, logprobs]);
@@ -344,17 +386,34 @@ impl<S: TokenSource> Generation<S> {
         }
         let Some(step) = self.pending.take() else { return Ok(None) };
         let position = self.source.position();
-        if self.timings.generated_tokens.saturating_add(1) < self.max_tokens {
+        let goes_on = self.timings.generated_tokens.saturating_add(1) < self.max_tokens;
+        if goes_on {
             let logits = self.source.step(&step.sampled.token)?;
-            self.pending = Some(self.choose(&logits)?);
+            if self.guide.is_none() {
+                self.pending = Some(self.choose(&logits)?);
+            } else {
+                transforms::async_eval([&logits])?;
+                self.unused = Some(logits);
+            }
         }
         let token = read(&step, position)?;
+        let stops = self.stop_ids.contains(&token.id);
+        let over = match &mut self.guide {
+            Some(guide) => guide.push(token.id)?,
+            None => false,
+        };
+        if !stops
+            && !over
+            && let Some(logits) = self.unused.take()
+        {
+            self.pending = Some(self.choose(&logits)?);
+        }
         let now = Instant::now();
         let first = *self.first_token.get_or_insert(now);
         self.timings.generated_tokens += 1;
         self.timings.time_to_first_token = first - self.started;
         self.timings.decode = now - first;
-        if self.stop_ids.contains(&token.id) {
+        if stops || over {
             self.finish = Some(FinishReason::Stop);
         } else if self.timings.generated_tokens >= self.max_tokens {
             self.finish = Some(FinishReason::Length);
@@ -411,6 +470,9 @@ impl<S: TokenSource> Drop for Generation<S> {
         // Waits for the step that was queued ahead, so that no work outlives the sequence.
         if let Some(step) = self.pending.take() {
             let _ = step.sampled.token.eval();
+        }
+        if let Some(logits) = self.unused.take() {
+            let _ = logits.eval();
         }
     }
 }

@@ -48,6 +48,8 @@ mod chat_completion;
 pub mod checkpoint;
 mod completion;
 pub mod config;
+#[cfg(feature = "constrain")]
+pub mod constrain;
 mod error;
 mod fingerprint;
 mod generate;

@@ -23,7 +23,7 @@ mod random;
 
 use mlx_rs::error::ConversionError;
 use mlx_rs::ops::indexing;
-use mlx_rs::{Array, Dtype};
+use mlx_rs::{Array, Dtype, ops};
 
 use crate::error::{Error, Result};
 use filters::Candidates;
@@ -131,7 +131,16 @@ impl Sampler {
     /// [`Error::Argument`] when the logits have another size, [`Error::Mlx`] when an operation
     /// failed. What is wrong with the numbers shows in [`Sampled::read`].
     pub fn sample(&mut self, logits: &Array) -> Result<Sampled> {
-        let logits = self.process(logits)?;
+        self.sample_allowed(logits, None)
+    }
+
+    /// [`sample`](Self::sample) from the tokens that `allowed`, bool `[vocab]`, has true: for all
+    /// that follows, the others have a logit of -∞.
+    ///
+    /// # Errors
+    /// As [`sample`](Self::sample).
+    pub fn sample_allowed(&mut self, logits: &Array, allowed: Option<&Array>) -> Result<Sampled> {
+        let logits = self.process(logits, allowed)?;
         let max_logit = logits.max(false)?;
         let token = if self.sampling.is_greedy() {
             indexing::argmax_axis(&logits, 0, true)?
@@ -155,7 +164,7 @@ impl Sampler {
         if self.sampling.temperature == 0.0 {
             return Err(Error::argument("temperature", "at 0 there is nothing to draw from"));
         }
-        let logits = self.process(logits)?;
+        let logits = self.process(logits, None)?;
         let max_logit = logits.max(false)?;
         let Candidates { ids, logits } = self.filter(logits, &max_logit)?;
         let ids = match ids {
@@ -166,12 +175,15 @@ impl Sampler {
     }
 
     /// Biases and penalties: any float `[.., vocab]` → f32 `[vocab]`.
-    fn process(&self, logits: &Array) -> Result<Array> {
+    fn process(&self, logits: &Array, allowed: Option<&Array>) -> Result<Array> {
         if logits.size() != self.vocab_size {
             let reason = format!("{:?} is not one row of {}", logits.shape(), self.vocab_size);
             return Err(Error::argument("logits", reason));
         }
         let mut logits = logits.reshape(&[self.width])?.as_dtype(Dtype::Float32)?;
+        if let Some(allowed) = allowed {
+            logits = ops::select(allowed, &logits, Array::from_f32(f32::NEG_INFINITY))?;
+        }
         if let Some(bias) = &self.bias {
             logits = logits.add(bias)?;
         }

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use crate::chat::events::{ChatEvent, EndReason};
 use crate::chat::harmony::HarmonyParser;
+use crate::chat::{Conversation, Turn, TurnBuilder};
 use crate::completion::TextModel;
 use crate::error::{Error, Result};
 use crate::generate::{FinishReason, GenerateOptions, Generation, Timings, TokenSource};
@@ -19,19 +20,40 @@ pub struct ChatOptions {
     /// Texts that end the turn. They are looked for in the final channel only, and neither they
     /// nor what follows them is given out.
     pub stop: Vec<String>,
-    /// Names of the tools that the prompt offers, by which a call is known or not; None knows all.
+    /// Names of the tools that the prompt offers, by which a call is known or not. None takes those
+    /// of the conversation; without a conversation it knows all.
     pub tools: Option<Vec<String>>,
 }
 
 impl TextModel {
-    /// The model's turn after `prompt`, which ends where the turn begins, as
-    /// [`TextModel::chat_prompt`] makes it. What the session's cache holds of the prompt is not
+    /// The model's turn in a conversation. What the session's cache holds of the prompt is not
     /// computed again, as for [`TextModel::complete_in`].
+    ///
+    /// The conversation is as it was: [`Chat::into_turn`] and [`Conversation::push_turn`] add what
+    /// the model said.
+    ///
+    /// # Errors
+    /// As [`TextModel::chat_prompt`] and [`TextModel::chat_ids`].
+    pub fn chat<'a>(
+        &'a self,
+        session: &'a mut Session,
+        conversation: &Conversation,
+        options: &ChatOptions,
+    ) -> Result<Chat<Decoder<'a>>> {
+        let prompt = self.chat_prompt(conversation)?;
+        let mut chat = self.chat_ids(session, &prompt, options)?;
+        if options.tools.is_none() {
+            chat.parser = chat.parser.with_tools(conversation.tool_names());
+        }
+        Ok(chat)
+    }
+
+    /// [`TextModel::chat`] after a prompt of one's own, which ends where the model's turn begins.
     ///
     /// # Errors
     /// As [`TextModel::complete_in`], and [`Error::Argument`] when the tokenizer has no control
     /// tokens of the Harmony format.
-    pub fn chat<'a>(
+    pub fn chat_ids<'a>(
         &'a self,
         session: &'a mut Session,
         prompt: &[u32],
@@ -51,6 +73,7 @@ pub struct Chat<S: TokenSource> {
     generation: Generation<S>,
     parser: HarmonyParser,
     events: VecDeque<ChatEvent>,
+    turn: TurnBuilder,
     tokens: Vec<u32>,
     done: bool,
 }
@@ -73,7 +96,14 @@ impl<S: TokenSource> Chat<S> {
         if let Some(tools) = &options.tools {
             parser = parser.with_tools(tools);
         }
-        Ok(Self { generation, parser, events: VecDeque::new(), tokens: Vec::new(), done: false })
+        Ok(Self {
+            generation,
+            parser,
+            events: VecDeque::new(),
+            turn: TurnBuilder::default(),
+            tokens: Vec::new(),
+            done: false,
+        })
     }
 
     /// Feeds the prompt; see [`Generation::prefill`].
@@ -92,6 +122,16 @@ impl<S: TokenSource> Chat<S> {
     /// The tokens generated so far.
     pub fn tokens(&self) -> &[u32] {
         &self.tokens
+    }
+
+    /// What the model said. A turn that is still running, or that an error ended, ends here as if
+    /// it had been cancelled, with the text of all tokens generated so far.
+    pub fn into_turn(mut self) -> Turn {
+        self.events.extend(self.parser.finish(EndReason::Cancelled));
+        for event in &self.events {
+            self.turn.push(event);
+        }
+        self.turn.finish()
     }
 
     /// Takes the next token, if there is one, and what it makes known.
@@ -121,6 +161,7 @@ impl<S: TokenSource> Iterator for Chat<S> {
     fn next(&mut self) -> Option<Self::Item> {
         loop {
             if let Some(event) = self.events.pop_front() {
+                self.turn.push(&event);
                 return Some(Ok(event));
             }
             if self.done {

@@ -13,10 +13,10 @@ fn the_answer_is_the_completions_and_a_second_turn_reuses_the_first() {
     let mut session = Session::new(model.model());
     let mut conversation = Conversation::new([Message::user("Explain Dangling References.")]);
     let prompt = model.chat_prompt(&conversation).unwrap();
-    let mut chat = model.chat(&mut session, &prompt, &ChatOptions::default()).unwrap();
+    let mut chat = model.chat_ids(&mut session, &prompt, &ChatOptions::default()).unwrap();
     let events: Vec<_> = chat.by_ref().map(|event| event.unwrap()).collect();
     let tokens = chat.tokens().to_vec();
-    drop(chat);
+    let turn = chat.into_turn();
     let text = |event: &ChatEvent| match event {
         ChatEvent::FinalDelta { text } => Some(text.clone()),
         _ => None,
@@ -30,9 +30,11 @@ fn the_answer_is_the_completions_and_a_second_turn_reuses_the_first() {
     let ids = pieces.iter().filter_map(|piece| Some(piece.token.as_ref()?.id));
     assert_eq!(tokens, ids.collect::<Vec<_>>());
 
-    conversation.messages.extend([Message::assistant(answer), Message::user("Why?")]);
-    let prompt = model.chat_prompt(&conversation).unwrap();
-    let mut chat = model.chat(&mut session, &prompt, &ChatOptions::default()).unwrap();
+    assert_eq!((&turn.answer, turn.reason), (&answer, EndReason::Stop));
+    assert!(!turn.analysis.is_empty(), "{turn:?}");
+    assert_eq!(conversation.push_turn(turn), []);
+    conversation.messages.push(Message::user("Why?"));
+    let mut chat = model.chat(&mut session, &conversation, &ChatOptions::default()).unwrap();
     chat.prefill(|_, _| ()).unwrap();
     assert!(chat.timings().cached_prompt_tokens > 40, "{:?}", chat.timings());
 }
@@ -48,11 +50,12 @@ fn a_tool_is_called() {
     });
     let tool = Tool::new("get_weather", "Gets the weather of a city.", parameters);
     let asked = Conversation::new([Message::user("What is the weather in Paris?")]);
-    let prompt = model.chat_prompt(&asked.with_tools([tool])).unwrap();
-    let mut options = ChatOptions::default();
-    options.tools = Some(vec!["get_weather".into()]);
-    let chat = model.chat(&mut session, &prompt, &options).unwrap();
-    let events: Vec<_> = chat.map(|event| event.unwrap()).collect();
+    let mut conversation = asked.with_tools([tool]);
+    let options = ChatOptions::default();
+    let mut chat = model.chat(&mut session, &conversation, &options).unwrap();
+    let events: Vec<_> = chat.by_ref().map(|event| event.unwrap()).collect();
+    let calls = conversation.push_turn(chat.into_turn());
+    assert_eq!((calls[0].id.as_str(), calls[0].name.as_str()), ("call_0", "get_weather"));
     let started = ChatEvent::ToolCallStarted { index: 0, name: "get_weather".into(), known: true };
     assert!(events.contains(&started), "{events:?}");
     let arguments = events.iter().find_map(|event| match event {

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 
 /// Longest name of a tool that a call in the history may have. The model wrote it, so that it may
 /// be none of those on offer.
-const CALL_NAME_LIMIT: usize = 256;
+pub(super) const CALL_NAME_LIMIT: usize = 256;
 
 /// Who speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

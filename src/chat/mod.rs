@@ -16,6 +16,7 @@ mod limits;
 mod protect;
 pub mod template;
 mod tools;
+mod turn;
 mod wire;
 
 pub use conversation::{
@@ -23,3 +24,4 @@ pub use conversation::{
     ToolMessage,
 };
 pub use tools::Tool;
+pub use turn::{Turn, TurnBuilder};

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use crate::chat::events::{ChatEvent, EndReason};
 use crate::chat::harmony::HarmonyParser;
+use crate::chat::tool_loop::{ToolHandler, ToolLoop, ToolLoopEnd, ToolLoopEvent};
 use crate::chat::{Conversation, Turn, TurnBuilder};
 use crate::completion::TextModel;
 use crate::error::{Error, Result};
@@ -62,6 +63,33 @@ impl TextModel {
         session.set_branch_points(self.user_turns(prompt));
         let generation = self.model().generate_in(session, prompt, &options.generate)?;
         Chat::new(generation, self.tokenizer(), options)
+    }
+
+    /// The model's turns in a conversation with tools, until one ends without a call. Blocks its
+    /// thread while the model computes; see [`tool_loop`](crate::chat::tool_loop) for an example,
+    /// for threads, and for what becomes of errors.
+    ///
+    /// `options` hold for each turn by itself. Cancelling by their token ends the turn that is
+    /// computed; a handler that is waited for is given up by dropping the future.
+    ///
+    /// # Errors
+    /// As [`TextModel::chat`], and those of the model and the sampler.
+    pub async fn chat_with_tools(
+        &self,
+        session: &mut Session,
+        tools: ToolLoop<'_>,
+        handler: &dyn ToolHandler,
+        options: &ChatOptions,
+        on_event: impl FnMut(ToolLoopEvent),
+    ) -> Result<ToolLoopEnd> {
+        let turn = |conversation: &Conversation, give: &mut dyn FnMut(ChatEvent)| {
+            let mut chat = self.chat(session, conversation, options)?;
+            for event in &mut chat {
+                give(event?);
+            }
+            Ok(chat.into_turn())
+        };
+        tools.run(handler, turn, on_event).await
     }
 }
 

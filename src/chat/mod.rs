@@ -3,7 +3,7 @@
 //! GPT-OSS speaks the Harmony format: every message has a header (`<|start|>`, a role, and for
 //! the model's own messages a channel) and a body, marked off by control tokens. [`Conversation`]
 //! holds what was said, [`template`] writes it in that format, [`harmony`] takes the model's turn
-//! apart into [`events`].
+//! apart into [`events`], and [`tool_loop`] lets it call tools.
 
 mod conversation;
 pub mod events;
@@ -15,6 +15,8 @@ mod json;
 mod limits;
 mod protect;
 pub mod template;
+mod timeout;
+pub mod tool_loop;
 mod tools;
 mod turn;
 mod wire;

@@ -25,9 +25,8 @@
 //! # }
 //! async fn weather(call: ToolCall) -> Result<String, ToolError> {
 //!     let arguments: Value = serde_json::from_str(&call.arguments)?;
-//!     let city = arguments["city"].as_str().ok_or(ToolError::new("`city` is missing"))?;
-//!     match city {
-//!         "Paris" => Ok(json!({"sky": "sunny", "celsius": 21}).to_string()),
+//!     match arguments["location"].as_str() {
+//!         Some("Paris") => Ok(json!({"sky": "sunny", "celsius": 21}).to_string()),
 //!         _ => Err(ToolError::new("there is no such city")),
 //!     }
 //! }
@@ -35,7 +34,7 @@
 //! # fn main() -> gpt_oss_mlx::Result<()> {
 //! let model = TextModel::load("assets/gpt-oss-tiny", &LoadOptions::default())?;
 //! let mut session = Session::new(model.model());
-//! let schema = json!({"type": "object", "properties": {"city": {"type": "string"}}});
+//! let schema = json!({"type": "object", "properties": {"location": {"type": "string"}}});
 //! let tool = Tool::new("get_weather", "Gets the weather of a city.", schema);
 //! let question = Message::user("What is the weather in Paris?");
 //! let mut conversation = Conversation::new([question]).with_tools([tool]);

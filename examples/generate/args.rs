@@ -3,13 +3,15 @@
 use std::collections::hash_map::RandomState;
 use std::fs;
 use std::hash::{BuildHasher, Hasher};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{ArgGroup, Parser};
+use gpt_oss_mlx::chat::{Conversation, Message, ReasoningEffort, Tool};
 use gpt_oss_mlx::{
     CompletionOptions, GenerateOptions, KvBits, KvPolicy, LoadOptions, MemoryCheck, Sampling,
     Visible,
 };
+use serde_json::{Value, json};
 
 use crate::Failure;
 
@@ -27,6 +29,9 @@ const DEFAULT_QUESTION: &str = "Explain Dangling References.";
 #[command(
     name = "generate",
     group = ArgGroup::new("source").args(["prompt", "prompt_ids", "prompt_file"]),
+    group = ArgGroup::new("conversation")
+        .args(["system", "effort", "tools", "show_analysis"])
+        .multiple(true),
     group = ArgGroup::new("kv").args(["kv_bits", "kv_key_bits", "kv_value_bits"]).multiple(true),
 )]
 pub struct Args {
@@ -37,17 +42,27 @@ pub struct Args {
     #[arg(long, value_name = "TEXT")]
     prompt: Option<String>,
     /// Token ids to start from, without a template
-    #[arg(long, value_name = "1,2,3", value_delimiter = ',', conflicts_with = "system")]
+    #[arg(long, value_name = "1,2,3", value_delimiter = ',', conflicts_with = "conversation")]
     prompt_ids: Option<Vec<u32>>,
     /// A file with the user's message
     #[arg(long, value_name = "FILE")]
     prompt_file: Option<PathBuf>,
     /// Take the prompt as it is, without the chat template, and show everything that comes
-    #[arg(long, conflicts_with = "system")]
+    #[arg(long, conflicts_with = "conversation")]
     raw: bool,
     /// The system message
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
+    /// How much to reason before the answer [default: the chat template's]
+    #[arg(long, value_name = "low|medium|high")]
+    effort: Option<ReasoningEffort>,
+    /// A JSON file with a list of tools, as in OpenAI's API; a call of one ends the answer and is
+    /// shown on stderr
+    #[arg(long, value_name = "FILE")]
+    tools: Option<PathBuf>,
+    /// Print the reasoning to stderr as it comes
+    #[arg(long)]
+    pub show_analysis: bool,
     /// Most tokens to generate
     #[arg(long, value_name = "N", default_value_t = 1024)]
     max_tokens: usize,
@@ -119,12 +134,7 @@ pub enum Prompt {
     /// Text without a template.
     Raw(String),
     /// A conversation.
-    Chat {
-        /// The system message.
-        system: Option<String>,
-        /// The user's message.
-        user: String,
-    },
+    Chat(Conversation),
 }
 
 impl Args {
@@ -139,11 +149,16 @@ impl Args {
                 .map_err(|e| format!("cannot read the prompt from {}: {e}", path.display()))?,
             (None, None) => DEFAULT_QUESTION.into(),
         };
-        Ok(if self.raw {
-            Prompt::Raw(text)
-        } else {
-            Prompt::Chat { system: self.system.clone(), user: text }
-        })
+        if self.raw {
+            return Ok(Prompt::Raw(text));
+        }
+        let system = self.system.clone().map(Message::system).into_iter();
+        let mut conversation = Conversation::new(system.chain([Message::user(text)]));
+        conversation.reasoning_effort = self.effort;
+        if let Some(path) = &self.tools {
+            conversation.tools = tools(path)?;
+        }
+        Ok(Prompt::Chat(conversation))
     }
 
     /// How the model is loaded.
@@ -183,11 +198,23 @@ impl Args {
         options.generate = generate;
         options.stop = self.stop.clone();
         options.visible = match prompt {
-            Prompt::Chat { .. } => Visible::Final,
+            Prompt::Chat(_) => Visible::Final,
             Prompt::Ids(_) | Prompt::Raw(_) => Visible::Everything,
         };
         Ok(options)
     }
+}
+
+/// The tools in a file.
+fn tools(path: &Path) -> Result<Vec<Tool>, Failure> {
+    let failed = |e: &dyn std::fmt::Display| {
+        Failure::from(format!("cannot read the tools from {}: {e}", path.display()))
+    };
+    let text = fs::read_to_string(path).map_err(|e| failed(&e))?;
+    let list: Value = serde_json::from_str(&text).map_err(|e| failed(&e))?;
+    // As part of a conversation, so that errors name the place.
+    let conversation = json!({"messages": [{"role": "user", "content": ""}], "tools": list});
+    Ok(Conversation::from_json(&conversation).map_err(|e| failed(&e))?.tools)
 }
 
 fn kv_bits(text: &str) -> Result<KvBits, String> {

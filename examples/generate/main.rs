@@ -4,6 +4,7 @@ mod args;
 mod memory;
 mod output;
 mod prompt_cache;
+mod turn;
 
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
@@ -11,13 +12,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Parser;
-use gpt_oss_mlx::chat::{Conversation, Message};
+use gpt_oss_mlx::chat::harmony::HarmonyParser;
 use gpt_oss_mlx::{CancelToken, CompletionOptions, FinishReason, Model, Session, TextModel};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use args::{Args, Prompt};
 use output::{Kv, Report};
 use prompt_cache::Stored;
+use turn::Turn;
 
 /// A failure that has a user to read it.
 type Failure = Box<dyn std::error::Error>;
@@ -58,16 +60,17 @@ fn app(args: &Args) -> Result<(), Failure> {
         output::print_warning(&format!("too little memory: {estimate}"));
     }
 
-    let prompt_ids = match prompt {
-        Prompt::Ids(ids) => ids,
-        Prompt::Raw(text) => model.raw_prompt(&text)?,
-        Prompt::Chat { system, user } => {
-            let system = system.map(Message::system).into_iter();
-            model.chat_prompt(&Conversation::new(system.chain([Message::user(user)])))?
+    let (prompt_ids, parser) = match prompt {
+        Prompt::Ids(ids) => (ids, None),
+        Prompt::Raw(text) => (model.raw_prompt(&text)?, None),
+        Prompt::Chat(conversation) => {
+            (model.chat_prompt(&conversation)?, HarmonyParser::new(model.tokenizer()))
         }
     };
+    let parser = parser.map(|parser| parser.with_stop(options.stop.clone())).transpose()?;
+    let turn = parser.map(|parser| Turn::new(parser, args));
     let (mut session, cached) = prompt_cache::open(model.model(), args.prompt_cache.as_deref())?;
-    let answered = answer(args, &model, &mut session, &prompt_ids, &options, cached);
+    let answered = answer(args, &model, &mut session, &prompt_ids, &options, turn, cached);
     if let Some(path) = &args.prompt_cache {
         // Also when nobody reads the answer any more: it has been computed.
         let saved = session.save(path);
@@ -84,6 +87,7 @@ fn answer(
     session: &mut Session,
     prompt: &[u32],
     options: &CompletionOptions,
+    mut turn: Option<Turn>,
     cached: Option<Stored>,
 ) -> Result<(), Failure> {
     let mut completion = model.complete_in(session, prompt, options)?;
@@ -99,6 +103,9 @@ fn answer(
     for piece in &mut completion {
         let piece = piece?;
         report.add(&piece);
+        if let (Some(turn), Some(token)) = (&mut turn, &piece.token) {
+            turn.push(token.id)?;
+        }
         if !args.json {
             stdout.write_all(piece.text.as_bytes())?;
             stdout.flush()?;
@@ -110,7 +117,8 @@ fn answer(
     drop(completion);
     let saved = cached.map(|cached| cached.used(session, &timings));
     let kv = Kv::new(model.model(), session, &timings, saved);
-    report.finish(finish_reason, timings, kv, &mut stdout)?;
+    let turn = turn.map(|turn| turn.finish(finish_reason));
+    report.finish(finish_reason, turn, timings, kv, &mut stdout)?;
     Ok(())
 }
 

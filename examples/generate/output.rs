@@ -3,10 +3,12 @@
 use std::io::{self, Write};
 use std::time::Duration;
 
+use gpt_oss_mlx::chat::events::EndReason;
 use gpt_oss_mlx::{Error, FinishReason, Model, Piece, Session, Timings, TokenLogprob};
 use serde::Serialize;
 
 use crate::args::Args;
+use crate::turn::{Done, Said};
 
 /// Prints a line to stderr. Unlike `eprintln!` it does not panic when nobody reads there.
 macro_rules! say {
@@ -23,6 +25,9 @@ struct Answer<'a> {
     tokens: &'a [u32],
     text: &'a str,
     finish_reason: &'static str,
+    /// With the chat template: what the answer consists of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    messages: Option<&'a [Said]>,
     #[serde(skip_serializing_if = "Option::is_none")]
     logprobs: Option<Vec<Vec<Logprob>>>,
     timings: Figures,
@@ -108,6 +113,7 @@ impl<'a> Report<'a> {
     pub fn finish(
         &self,
         finish_reason: FinishReason,
+        turn: Option<Done>,
         timings: Timings,
         kv: Kv,
         stdout: &mut impl Write,
@@ -115,14 +121,16 @@ impl<'a> Report<'a> {
         let figures = self.figures(&timings);
         let details = self.details(&timings, &kv);
         let stats = self.args.stats || !self.args.json;
-        let line = figures.line(&timings, finish_reason, &kv);
+        let reason = turn.as_ref().map_or(finish_reason.as_str(), |turn| turn.reason.as_str());
+        let line = figures.line(&timings, reason, &kv);
         if self.args.json {
             let answer = Answer {
                 model: self.args.model.display().to_string(),
                 prompt_tokens: self.prompt,
                 tokens: &self.tokens,
                 text: &self.text,
-                finish_reason: finish_reason.as_str(),
+                finish_reason: reason,
+                messages: turn.as_ref().map(|turn| turn.messages.as_slice()),
                 logprobs: self.args.logprobs.map(|_| self.logprobs()),
                 timings: figures,
                 kv,
@@ -131,7 +139,8 @@ impl<'a> Report<'a> {
         } else {
             self.print_logprobs();
         }
-        if self.args.json || !self.text.ends_with('\n') {
+        let called = reason == EndReason::ToolCalls.as_str();
+        if self.args.json || !(self.text.ends_with('\n') || called && self.text.is_empty()) {
             writeln!(stdout)?;
         }
         stdout.flush()?;
@@ -189,7 +198,7 @@ impl<'a> Report<'a> {
 }
 
 impl Figures {
-    fn line(&self, timings: &Timings, finish_reason: FinishReason, kv: &Kv) -> String {
+    fn line(&self, timings: &Timings, finish_reason: &str, kv: &Kv) -> String {
         let cached = match kv.saved_s {
             None => String::new(),
             Some(saved) => {
@@ -205,7 +214,7 @@ impl Figures {
             self.decode_tokens_per_s,
             self.time_to_first_token_s,
             self.peak_memory_bytes as f64 / 1e6,
-            finish_reason.as_str(),
+            finish_reason,
         )
     }
 }

@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 pub fn demo() -> [Tool; 2] {
     let parameters = json!({
         "type": "object",
-        "properties": {"city": {"type": "string"}},
-        "required": ["city"],
+        "properties": {"location": {"type": "string"}},
+        "required": ["location"],
     });
     [
         Tool::new("get_weather", "Gets the weather of a city.", parameters),
@@ -22,7 +22,7 @@ pub fn call(name: &str, arguments: &str) -> Result<Value, String> {
         "get_weather" => {
             let arguments: Value =
                 serde_json::from_str(arguments).map_err(|e| format!("arguments: {e}"))?;
-            arguments["city"].as_str().ok_or("`city` is missing")?;
+            arguments["location"].as_str().ok_or("`location` is missing")?;
             // The demo has one weather, everywhere.
             Ok(json!({"sky": "sunny", "celsius": 21}))
         }

@@ -1,7 +1,7 @@
 //! The conversation and the model's turns in it.
 
 use gpt_oss_mlx::chat::events::{ChatEvent, EndReason};
-use gpt_oss_mlx::chat::{AssistantMessage, Conversation, Message, Role, ToolCall};
+use gpt_oss_mlx::chat::{Conversation, Message, ToolCall, Turn};
 use gpt_oss_mlx::{CancelToken, ChatOptions, Session, TextModel, Timings};
 use serde_json::json;
 
@@ -74,16 +74,10 @@ impl<'a> Dialogue<'a> {
         self.last.clear();
         self.options.generate.cancel = CancelToken::default();
         interrupt.cancels(self.options.generate.cancel.clone());
-        let tools = self.conversation.tools.iter().map(|tool| tool.name.clone());
-        self.options.tools = Some(tools.collect());
         for _ in 0..ROUNDS {
-            let (message, reason) = self.part(screen)?;
-            let calls = message.tool_calls.clone();
-            if message != AssistantMessage::default() {
-                self.conversation.messages.push(message.into());
-                // A call of a tool by an impossible name must not spoil every later turn.
-                self.conversation.validate()?;
-            }
+            let turn = self.turn(screen)?;
+            let reason = turn.reason;
+            let calls = self.conversation.push_turn(turn).to_vec();
             match reason {
                 EndReason::ToolCalls => self.run(calls, screen)?,
                 EndReason::Cancelled => return Ok(true),
@@ -100,56 +94,39 @@ impl<'a> Dialogue<'a> {
     }
 
     /// The model's turn up to its end or to calls of tools.
-    fn part(&mut self, screen: &mut Screen) -> Result<(AssistantMessage, EndReason), Failure> {
-        let prompt = self.model.chat_prompt(&self.conversation)?;
+    fn turn(&mut self, screen: &mut Screen) -> Result<Turn, Failure> {
         let sampling = &mut self.options.generate.sampling;
         sampling.seed = sampling.seed.wrapping_add(1);
-        let mut chat = self.model.chat(&mut self.session, &prompt, &self.options)?;
+        let mut chat = self.model.chat(&mut self.session, &self.conversation, &self.options)?;
         chat.prefill(|done, total| screen.status(&format!("reading {done}/{total} tokens")))?;
-        let mut message = AssistantMessage::default();
-        let mut reason = EndReason::Stop;
-        let calls = self.conversation.messages.iter().filter(|m| m.role() == Role::Tool).count();
         for event in &mut chat {
             match event? {
-                ChatEvent::AnalysisDelta { text } => {
-                    match self.show_analysis {
-                        true => screen.aside(&text)?,
-                        false => screen.status("thinking"),
-                    }
-                    message.analysis.get_or_insert_default().push_str(&text);
-                }
+                ChatEvent::AnalysisDelta { text } => match self.show_analysis {
+                    true => screen.aside(&text)?,
+                    false => screen.status("thinking"),
+                },
                 ChatEvent::FinalDelta { text } | ChatEvent::CommentaryDelta { text } => {
                     screen.answer(&text)?;
-                    message.content.get_or_insert_default().push_str(&text);
                 }
-                ChatEvent::ToolCallStarted { name, .. } => {
-                    screen.end_line()?;
-                    screen.aside(&format!("{name} "))?;
-                }
+                ChatEvent::ToolCallStarted { name, .. } => screen.aside(&format!("{name} "))?,
                 ChatEvent::ArgumentsDelta { text, .. } => screen.aside(&text)?,
-                ChatEvent::ToolCallFinished { index, name, arguments, .. } => {
-                    let id = format!("call_{}", calls + index + 1);
-                    message.tool_calls.push(ToolCall::new(id, name, arguments));
-                }
                 ChatEvent::MessageEnd { .. } => screen.end_line()?,
-                ChatEvent::TurnEnd { reason: why } => reason = why,
                 _ => {}
             }
         }
         self.last.push(chat.timings());
-        if reason != EndReason::ToolCalls {
-            // Arguments that were cut off are no call.
-            message.tool_calls.clear();
-        }
-        Ok((message, reason))
+        Ok(chat.into_turn())
     }
 
     /// Runs the tools called; what goes wrong is for the model to know.
     fn run(&mut self, calls: Vec<ToolCall>, screen: &mut Screen) -> Result<(), Failure> {
         for call in calls {
-            let result = tools::call(&call.name, &call.arguments)
-                .unwrap_or_else(|error| json!({"error": error}))
-                .to_string();
+            let offered = self.conversation.tools.iter().any(|tool| tool.name == call.name);
+            let result = match offered {
+                true => tools::call(&call.name, &call.arguments),
+                false => Err("this tool is not on offer".into()),
+            };
+            let result = result.unwrap_or_else(|error| json!({"error": error})).to_string();
             screen.aside(&format!("{} returned {result}\n", call.name))?;
             self.conversation.messages.push(Message::tool_result(call.id, result));
         }

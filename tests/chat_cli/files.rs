@@ -42,7 +42,7 @@ fn tools_and_calls_survive_a_file() {
 }
 
 #[test]
-fn a_tool_that_the_program_does_not_have_is_an_error_for_the_model() {
+fn a_tool_that_is_not_on_offer_is_an_error_for_the_model() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("conversation");
     let conversation = json!({
@@ -55,7 +55,10 @@ fn a_tool_that_the_program_does_not_have_is_an_error_for_the_model() {
     fs::write(&path, conversation.to_string()).unwrap();
     let load = format!("/load {}", path.display());
     let output = chat_with(&["--max-tokens", "100"], format!("{load}\n/regenerate\n").as_bytes());
-    assert!(output.stderr.contains("{\"error\":\"there is no tool "), "{output:?}");
+    assert!(
+        output.stderr.contains("returned {\"error\":\"this tool is not on offer\"}"),
+        "{output:?}"
+    );
     assert_eq!(output.code, Some(0));
 }
 

@@ -2,6 +2,7 @@
 //! codes, damaged models, closed pipes and Ctrl-C. `cargo test` builds it beside the tests.
 
 mod kv;
+mod turn;
 #[cfg(unix)]
 mod unix;
 
@@ -123,8 +124,12 @@ fn json_is_one_object_with_the_documented_keys() {
     let output = run(&["--json", "--prompt", "Explain Dangling References."]);
     assert_eq!((output.code, output.stderr.as_str()), (Some(0), ""));
     let answer: Value = serde_json::from_str(&output.stdout).unwrap();
-    let documented = ["model", "prompt_tokens", "tokens", "text", "finish_reason", "timings", "kv"];
+    let documented =
+        ["model", "prompt_tokens", "tokens", "text", "finish_reason", "messages", "timings", "kv"];
     assert_eq!(keys(&answer), documented);
+    let raw = json(&["--raw", "--max-tokens", "1"]);
+    let without: Vec<&str> = documented.into_iter().filter(|key| *key != "messages").collect();
+    assert_eq!(keys(&raw), without, "a prompt without the template has no messages");
     assert_eq!(answer["text"], known_answer("Dangling References"));
     assert_eq!(answer["finish_reason"], "stop");
     let model = answer["model"].as_str().unwrap();
@@ -329,6 +334,13 @@ fn options_that_make_no_sense_are_refused() {
         &["--prompt-ids", "1", "--prompt-file", "b"],
         &["--prompt-ids", "1", "--system", "a"],
         &["--raw", "--system", "a"],
+        &["--raw", "--effort", "low"],
+        &["--raw", "--tools", "a"],
+        &["--raw", "--show-analysis"],
+        &["--prompt-ids", "1", "--effort", "low"],
+        &["--prompt-ids", "1", "--tools", "a"],
+        &["--prompt-ids", "1", "--show-analysis"],
+        &["--effort", "much"],
         &["--prompt-ids", ""],
         &["--prompt-ids", "1,,2"],
         &["--prompt-ids", "1,x"],
@@ -423,6 +435,9 @@ fn help_names_every_option() {
         "prompt-ids",
         "prompt-file",
         "system",
+        "effort",
+        "tools",
+        "show-analysis",
         "max-tokens",
         "temperature",
         "top-p",

@@ -148,8 +148,8 @@ impl<'a> Dialogue<'a> {
 
 fn figures(timings: &Timings) -> String {
     format!(
-        "prompt {} tokens, {} of them cached, {:.1} tok/s | generated {} tokens, {:.1} tok/s \
-         | first token {:.3} s | peak {:.1} MB",
+        "prompt {} tokens, {} of them cached, {:.1} tok/s\n\
+         answer {} tokens, {:.1} tok/s, the first after {:.3} s; peak memory {:.1} MB",
         timings.prompt_tokens,
         timings.cached_prompt_tokens,
         timings.prefill_tokens_per_second(),

@@ -214,7 +214,7 @@ fn the_model_is_told_of_failures_and_delays() {
     let model = load();
     let mut session = Session::new(model.model());
     // Any error becomes one for the model.
-    let fails = |_| async { Ok(std::str::from_utf8(&[0xff])?.to_owned()) };
+    let fails = |_| async { Ok(String::from_utf8(vec![0xff])?) };
     let hangs = |_| async { pending::<ToolResult>().await };
     let tiny = Duration::from_millis(1);
     let handlers: [(&dyn ToolHandler, _); 2] =

@@ -8,10 +8,9 @@ use std::path::Path;
 
 use common::layouts::{Packing, Shape};
 use common::random_model;
-use gpt_oss_mlx::chat::Message;
 use gpt_oss_mlx::chat::events::{ChatEvent, EndReason};
 use gpt_oss_mlx::chat::harmony::HarmonyParser;
-use gpt_oss_mlx::chat::template::TemplateInput;
+use gpt_oss_mlx::chat::{Conversation, Message};
 use gpt_oss_mlx::constrain::{
     Constraint, ConstraintSpec, Enforce, ResponseFormat, Tool, ToolChoice, Vocabulary,
 };
@@ -69,14 +68,14 @@ fn turn(
     sampling: Sampling,
     max_tokens: usize,
 ) -> (Vec<ChatEvent>, Vec<u32>) {
-    let prompt = model.chat_prompt(&[Message::new("user", "Say something.")]).unwrap();
+    let prompt = model.chat_prompt(&Conversation::new([Message::user("Say something.")])).unwrap();
     let mut options = ChatOptions::default();
     options.generate.sampling = sampling;
     options.generate.max_tokens = max_tokens;
     options.generate.constraint = model.constraint(spec).unwrap();
     options.tools = Some(TOOLS.map(String::from).to_vec());
     let mut session = Session::new(model.model());
-    let mut chat = model.chat(&mut session, &prompt, &options).unwrap();
+    let mut chat = model.chat_ids(&mut session, &prompt, &options).unwrap();
     let events = chat.by_ref().map(|event| event.unwrap()).collect();
     (events, chat.tokens().to_vec())
 }
@@ -314,7 +313,7 @@ fn the_bundled_model_calls_its_tool_and_answers_as_without_a_constraint() {
         ("What is the weather in Paris?", vec![tool("city")], r#"{"city":"Paris"}"#),
         ("Explain Dangling References.", vec![], ""),
     ] {
-        let mut input = TemplateInput::new(vec![Message::new("user", question)]);
+        let mut input = Conversation::new([Message::user(question)]).template_input().unwrap();
         input.tools = tools.clone();
         let prompt = model.chat_prompt_with(&input).unwrap();
         let mut options = ChatOptions::default();
@@ -326,7 +325,7 @@ fn the_bundled_model_calls_its_tool_and_answers_as_without_a_constraint() {
                 options.generate.constraint = model.constraint(&spec).unwrap();
             }
             let mut session = Session::new(model.model());
-            let mut chat = model.chat(&mut session, &prompt, &options).unwrap();
+            let mut chat = model.chat_ids(&mut session, &prompt, &options).unwrap();
             let events: Vec<_> = chat.by_ref().map(|event| event.unwrap()).collect();
             tokens.push(chat.tokens().to_vec());
             if constrained && !tools.is_empty() {
@@ -354,13 +353,13 @@ fn a_turn_that_the_limit_cuts_off_says_so() {
 fn the_grammars_end_stops_whatever_the_stop_ids_are() {
     let model = noise();
     let spec = ConstraintSpec::default();
-    let prompt = model.chat_prompt(&[Message::new("user", "Say something.")]).unwrap();
+    let prompt = model.chat_prompt(&Conversation::new([Message::user("Say something.")])).unwrap();
     let mut options = ChatOptions::default();
     options.generate.sampling = noisy(model.tokenizer(), 5);
     options.generate.stop_ids = Some(vec![]);
     options.generate.constraint = model.constraint(&spec).unwrap();
     let mut session = Session::new(model.model());
-    let mut chat = model.chat(&mut session, &prompt, &options).unwrap();
+    let mut chat = model.chat_ids(&mut session, &prompt, &options).unwrap();
     let events: Vec<_> = chat.by_ref().map(|event| event.unwrap()).collect();
     assert_well_formed(&events);
     assert_eq!(chat.tokens().last().copied(), model.tokenizer().token_id("<|return|>"));
@@ -369,7 +368,7 @@ fn the_grammars_end_stops_whatever_the_stop_ids_are() {
 #[test]
 fn reported_probabilities_are_the_models_own() {
     let model = TextModel::load(DIR, &LoadOptions::default()).unwrap();
-    let prompt = model.chat_prompt(&[Message::new("user", "Explain Traits.")]).unwrap();
+    let prompt = model.chat_prompt(&Conversation::new([Message::user("Explain Traits.")])).unwrap();
     let mut spec = ConstraintSpec::default();
     spec.response_format = Some(ResponseFormat::Regex("[ab]{3}".into()));
     let mut options = gpt_oss_mlx::GenerateOptions::default();
@@ -390,7 +389,7 @@ fn reported_probabilities_are_the_models_own() {
 #[test]
 fn biases_against_the_only_token_are_an_error() {
     let model = noise();
-    let prompt = model.chat_prompt(&[Message::new("user", "Say something.")]).unwrap();
+    let prompt = model.chat_prompt(&Conversation::new([Message::user("Say something.")])).unwrap();
     let mut options = gpt_oss_mlx::GenerateOptions::default();
     let channel = model.tokenizer().token_id("<|channel|>").unwrap();
     options.sampling.logit_bias.insert(channel, f32::NEG_INFINITY);

@@ -17,8 +17,8 @@ pub struct Screen {
     can_wipe: bool,
     /// What the last text was, as long as its line is not ended.
     open: Option<Part>,
-    /// A status line is shown.
-    status: bool,
+    /// The status line that is shown.
+    status: Option<String>,
 }
 
 /// Texts that begin on a line of their own.
@@ -40,7 +40,7 @@ impl Screen {
             colours: codes && !set("NO_COLOR"),
             can_wipe: codes && stdout,
             open: None,
-            status: false,
+            status: None,
         }
     }
 
@@ -86,17 +86,18 @@ impl Screen {
 
     /// What the program is doing, until something else is shown.
     pub fn status(&mut self, text: &str) {
-        if self.can_wipe && self.open.is_none() {
+        let shown = self.status.as_deref() == Some(text);
+        if self.can_wipe && self.open.is_none() && !shown {
             match self.colours {
                 true => self.stderr(&[WIPE, DIM, text, PLAIN]),
                 false => self.stderr(&[WIPE, text]),
             }
-            self.status = true;
+            self.status = Some(text.to_owned());
         }
     }
 
     fn wipe(&mut self) {
-        if std::mem::take(&mut self.status) {
+        if self.status.take().is_some() {
             self.stderr(&[WIPE]);
         }
     }

@@ -1,9 +1,11 @@
 //! The conversation and the model's turns in it.
 
+use std::io;
+
 use gpt_oss_mlx::chat::events::{ChatEvent, EndReason};
-use gpt_oss_mlx::chat::{Conversation, Message, ToolCall, Turn};
-use gpt_oss_mlx::{CancelToken, ChatOptions, Session, TextModel, Timings};
-use serde_json::json;
+use gpt_oss_mlx::chat::tool_loop::{Answer, Step, ToolLoop, ToolLoopEnd, ToolResult};
+use gpt_oss_mlx::chat::{Conversation, Message, ToolCall};
+use gpt_oss_mlx::{CancelToken, Chat, ChatOptions, Decoder, Session, TextModel, Timings};
 
 use crate::Failure;
 use crate::interrupt::Interrupt;
@@ -74,63 +76,43 @@ impl<'a> Dialogue<'a> {
         self.last.clear();
         self.options.generate.cancel = CancelToken::default();
         interrupt.cancels(self.options.generate.cancel.clone());
-        for _ in 0..ROUNDS {
-            let turn = self.turn(screen)?;
-            let reason = turn.reason;
-            let calls = self.conversation.push_turn(turn).to_vec();
-            match reason {
-                EndReason::ToolCalls => self.run(calls, screen)?,
-                EndReason::Cancelled => return Ok(true),
-                EndReason::Length => {
-                    let tokens = self.options.generate.max_tokens;
-                    screen.say(&format!("(cut off by --max-tokens {tokens} or a full context)"))?;
-                    return Ok(false);
+        let mut tools = ToolLoop::new(&mut self.conversation).with_max_rounds(ROUNDS);
+        let end = loop {
+            match tools.step() {
+                Step::End(end) => break end,
+                Step::Turn => {
+                    let sampling = &mut self.options.generate.sampling;
+                    sampling.seed = sampling.seed.wrapping_add(1);
+                    let conversation = tools.conversation();
+                    let mut chat =
+                        self.model.chat(&mut self.session, conversation, &self.options)?;
+                    show(&mut chat, self.show_analysis, screen)?;
+                    self.last.push(chat.timings());
+                    for Answer { call, result, .. } in tools.take_turn(chat.into_turn()) {
+                        show_result(&call.name, &result, screen)?;
+                    }
                 }
-                _ => return Ok(false),
+                Step::Calls(calls) => {
+                    for ToolCall { id, name, arguments } in calls {
+                        let result = tools::call(&name, &arguments);
+                        show_result(&name, &result, screen)?;
+                        tools.answer(&id, result)?;
+                    }
+                }
             }
+        };
+        match end {
+            ToolLoopEnd::Turn(EndReason::Cancelled) => return Ok(true),
+            ToolLoopEnd::Turn(EndReason::Length) => {
+                let tokens = self.options.generate.max_tokens;
+                screen.say(&format!("(cut off by --max-tokens {tokens} or a full context)"))?;
+            }
+            ToolLoopEnd::RoundLimit => {
+                screen.say(&format!("(no answer after {ROUNDS} rounds of calls)"))?;
+            }
+            _ => {}
         }
-        screen.say(&format!("(no answer after {ROUNDS} rounds of calls)"))?;
         Ok(false)
-    }
-
-    /// The model's turn up to its end or to calls of tools.
-    fn turn(&mut self, screen: &mut Screen) -> Result<Turn, Failure> {
-        let sampling = &mut self.options.generate.sampling;
-        sampling.seed = sampling.seed.wrapping_add(1);
-        let mut chat = self.model.chat(&mut self.session, &self.conversation, &self.options)?;
-        chat.prefill(|done, total| screen.status(&format!("reading {done}/{total} tokens")))?;
-        for event in &mut chat {
-            match event? {
-                ChatEvent::AnalysisDelta { text } => match self.show_analysis {
-                    true => screen.aside(&text)?,
-                    false => screen.status("thinking"),
-                },
-                ChatEvent::FinalDelta { text } | ChatEvent::CommentaryDelta { text } => {
-                    screen.answer(&text)?;
-                }
-                ChatEvent::ToolCallStarted { name, .. } => screen.aside(&format!("{name} "))?,
-                ChatEvent::ArgumentsDelta { text, .. } => screen.aside(&text)?,
-                ChatEvent::MessageEnd { .. } => screen.end_line()?,
-                _ => {}
-            }
-        }
-        self.last.push(chat.timings());
-        Ok(chat.into_turn())
-    }
-
-    /// Runs the tools called; what goes wrong is for the model to know.
-    fn run(&mut self, calls: Vec<ToolCall>, screen: &mut Screen) -> Result<(), Failure> {
-        for call in calls {
-            let offered = self.conversation.tools.iter().any(|tool| tool.name == call.name);
-            let result = match offered {
-                true => tools::call(&call.name, &call.arguments),
-                false => Err("this tool is not on offer".into()),
-            };
-            let result = result.unwrap_or_else(|error| json!({"error": error})).to_string();
-            screen.aside(&format!("{} returned {result}\n", call.name))?;
-            self.conversation.messages.push(Message::tool_result(call.id, result));
-        }
-        Ok(())
     }
 
     /// Figures of the last turn and of the cache.
@@ -158,4 +140,30 @@ fn figures(timings: &Timings) -> String {
         timings.time_to_first_token.as_secs_f64(),
         timings.peak_memory as f64 / 1e6,
     )
+}
+
+/// Shows a turn as it comes.
+fn show(chat: &mut Chat<Decoder>, show_analysis: bool, screen: &mut Screen) -> Result<(), Failure> {
+    chat.prefill(|done, total| screen.status(&format!("reading {done}/{total} tokens")))?;
+    for event in chat {
+        match event? {
+            ChatEvent::AnalysisDelta { text } if show_analysis => screen.aside(&text)?,
+            ChatEvent::AnalysisDelta { .. } => screen.status("thinking"),
+            ChatEvent::FinalDelta { text } | ChatEvent::CommentaryDelta { text } => {
+                screen.answer(&text)?;
+            }
+            ChatEvent::ToolCallStarted { name, .. } => screen.aside(&format!("{name} "))?,
+            ChatEvent::ArgumentsDelta { text, .. } => screen.aside(&text)?,
+            ChatEvent::MessageEnd { .. } => screen.end_line()?,
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn show_result(name: &str, result: &ToolResult, screen: &mut Screen) -> io::Result<()> {
+    screen.aside(&match result {
+        Ok(text) => format!("{name} returned {text}\n"),
+        Err(error) => format!("{name} failed: {error}\n"),
+    })
 }

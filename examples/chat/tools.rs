@@ -1,6 +1,7 @@
 //! The tools of `/tools demo`.
 
 use gpt_oss_mlx::chat::Tool;
+use gpt_oss_mlx::chat::tool_loop::{ToolError, ToolResult};
 use serde_json::{Value, json};
 
 /// What is offered.
@@ -16,17 +17,17 @@ pub fn demo() -> [Tool; 2] {
     ]
 }
 
-/// The result of a call, or what the model is told instead.
-pub fn call(name: &str, arguments: &str) -> Result<Value, String> {
+/// The result of a call.
+pub fn call(name: &str, arguments: &str) -> ToolResult {
+    let arguments: Value = serde_json::from_str(arguments)?;
     match name {
-        "get_weather" => {
-            let arguments: Value =
-                serde_json::from_str(arguments).map_err(|e| format!("arguments: {e}"))?;
-            arguments["location"].as_str().ok_or("`location` is missing")?;
-            // The demo has one weather, everywhere.
-            Ok(json!({"sky": "sunny", "celsius": 21}))
+        "get_weather" if !arguments["location"].is_string() => {
+            Err(ToolError::new("`location` is missing"))
         }
-        "get_time" => Ok(jiff::Zoned::now().strftime("%Y-%m-%d %H:%M:%S %Z").to_string().into()),
-        _ => Err(format!("there is no tool {name}")),
+        // The demo has one weather, everywhere.
+        "get_weather" => Ok(json!({"sky": "sunny", "celsius": 21}).to_string()),
+        "get_time" => Ok(jiff::Zoned::now().strftime("%Y-%m-%d %H:%M:%S %Z").to_string()),
+        // Of a conversation that was loaded.
+        _ => Err(ToolError::new("this tool is not available here")),
     }
 }

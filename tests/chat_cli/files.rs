@@ -56,7 +56,7 @@ fn a_tool_that_is_not_on_offer_is_an_error_for_the_model() {
     let load = format!("/load {}", path.display());
     let output = chat_with(&["--max-tokens", "100"], format!("{load}\n/regenerate\n").as_bytes());
     assert!(
-        output.stderr.contains("returned {\"error\":\"this tool is not on offer\"}"),
+        output.stderr.contains("get_weather failed: `get_weather` is not a tool; "),
         "{output:?}"
     );
     assert_eq!(output.code, Some(0));

@@ -129,7 +129,8 @@ impl<'a> Report<'a> {
                 prompt_tokens: self.prompt,
                 tokens: &self.tokens,
                 text: &self.text,
-                finish_reason: reason,
+                // A call is among the messages; the reason stays one of the three documented.
+                finish_reason: finish_reason.as_str(),
                 messages: turn.as_ref().map(|turn| turn.messages.as_slice()),
                 logprobs: self.args.logprobs.map(|_| self.logprobs()),
                 timings: figures,

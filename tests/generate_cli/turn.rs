@@ -68,7 +68,7 @@ fn a_call_ends_the_answer_and_is_on_stderr_or_in_the_json() {
     assert!(figures.ends_with("tool_calls"), "{output:?}");
 
     let said = answer(&args);
-    assert_eq!((&said["text"], &said["finish_reason"]), (&json!(""), &json!("tool_calls")));
+    assert_eq!((&said["text"], &said["finish_reason"]), (&json!(""), &json!("stop")));
     let call = json!({
         "channel": "commentary",
         "recipient": "functions.get_weather",

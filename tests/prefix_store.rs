@@ -152,3 +152,18 @@ fn sessions_of_another_policy_are_not_handed_out() {
     assert_eq!(ask(&mut store, &eight, &prompt), 79);
     assert_eq!(ask(&mut store, &float, &prompt), 79);
 }
+
+#[test]
+fn models_do_not_take_each_others_place() {
+    let first = model(KvPolicy::default());
+    // The same shape and tokens, other weights.
+    let fixture = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/gpt-oss-tiny-f32");
+    let second = Model::load(fixture, &LoadOptions::default()).unwrap();
+    let mut store = PrefixStore::new(LARGE);
+    let prompt = ids(1, 80);
+    ask(&mut store, &first, &prompt);
+    assert_eq!(ask(&mut store, &second, &prompt), 0);
+    assert_eq!(store.stats().entries, 2);
+    assert_eq!(ask(&mut store, &first, &prompt), 79);
+    assert_eq!(ask(&mut store, &second, &prompt), 79);
+}

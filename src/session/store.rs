@@ -79,7 +79,9 @@ impl PrefixStore {
         if session.ids().is_empty() || bytes > self.budget {
             return false;
         }
-        let alike = |kept: &Session| kept.cache.policy() == session.cache.policy();
+        let alike = |kept: &Session| {
+            kept.model == session.model && kept.cache.policy() == session.cache.policy()
+        };
         let holds = |kept: &Entry| alike(&kept.session) && kept.session.covers(session.ids());
         if let Some(at) = self.entries.iter().position(holds) {
             let entry = self.entries.remove(at);

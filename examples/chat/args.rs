@@ -45,7 +45,7 @@ pub struct Args {
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
     /// Keep keys and values of full layers in this many bits
-    #[arg(long, value_name = "4|8|float", value_parser = kv_bits)]
+    #[arg(long, value_name = "4|8|float")]
     kv_bits: Option<KvBits>,
     /// Most tokens of the conversation [default: the model's limit]
     #[arg(long, value_name = "N")]
@@ -73,14 +73,5 @@ impl Args {
         };
         options.generate.sampling.validate()?;
         Ok(options)
-    }
-}
-
-fn kv_bits(text: &str) -> Result<KvBits, String> {
-    match text {
-        "float" => Ok(KvBits::Float),
-        "8" => Ok(KvBits::Eight),
-        "4" => Ok(KvBits::Four),
-        _ => Err("one of 4, 8, float".into()),
     }
 }

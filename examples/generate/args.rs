@@ -88,13 +88,13 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 512)]
     prefill_chunk: usize,
     /// Keep keys and values of full layers in this many bits
-    #[arg(long, value_name = "4|8|float", value_parser = kv_bits)]
+    #[arg(long, value_name = "4|8|float")]
     kv_bits: Option<KvBits>,
     /// The same for keys alone
-    #[arg(long, value_name = "4|8|float", value_parser = kv_bits)]
+    #[arg(long, value_name = "4|8|float")]
     kv_key_bits: Option<KvBits>,
     /// The same for values alone
-    #[arg(long, value_name = "4|8|float", value_parser = kv_bits)]
+    #[arg(long, value_name = "4|8|float")]
     kv_value_bits: Option<KvBits>,
     /// Numbers of a head that share a scale: 32, 64 or 128 [default: 64]
     #[arg(long, value_name = "N", requires = "kv")]
@@ -215,13 +215,4 @@ fn tools(path: &Path) -> Result<Vec<Tool>, Failure> {
     // As part of a conversation, so that errors name the place.
     let conversation = json!({"messages": [{"role": "user", "content": ""}], "tools": list});
     Ok(Conversation::from_json(&conversation).map_err(|e| failed(&e))?.tools)
-}
-
-fn kv_bits(text: &str) -> Result<KvBits, String> {
-    match text {
-        "float" => Ok(KvBits::Float),
-        "8" => Ok(KvBits::Eight),
-        "4" => Ok(KvBits::Four),
-        _ => Err("one of 4, 8, float".into()),
-    }
 }

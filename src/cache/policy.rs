@@ -1,5 +1,7 @@
 //! What a cache holds and how much of it: one value that says everything.
 
+use std::str::FromStr;
+
 use crate::config::{Config, LayerType, Mode, QuantizationParams};
 use crate::error::{Error, Result};
 
@@ -39,6 +41,20 @@ impl KvBits {
                 (width.saturating_mul(bits) / 8)
                     .saturating_add(groups.saturating_mul(2).saturating_mul(item_size))
             }
+        }
+    }
+}
+
+/// As an option spells it: `4`, `8` or `float`.
+impl FromStr for KvBits {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "float" => Ok(Self::Float),
+            "8" => Ok(Self::Eight),
+            "4" => Ok(Self::Four),
+            _ => Err(Error::argument("kv_bits", format!("`{text}` is none of 4, 8, float"))),
         }
     }
 }

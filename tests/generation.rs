@@ -243,6 +243,7 @@ fn logprobs_come_likeliest_first_and_add_up() {
         let token = token.unwrap();
         assert_eq!(token.logprobs.len(), 10);
         assert_eq!(token.logprobs[0].id, token.id);
+        assert_eq!(token.logprob, Some(token.logprobs[0].logprob));
         assert!(token.logprobs.windows(2).all(|pair| pair[0].logprob >= pair[1].logprob));
         let total: f64 = token.logprobs.iter().map(|t| f64::from(t.logprob).exp()).sum();
         assert!((total - 1.0).abs() < 1e-5, "{total}");

@@ -27,3 +27,13 @@ pub fn logprobs(logits: &Array, top_n: usize) -> Result<(Array, Array)> {
     let logprobs = logits.take(&ids)?.subtract(logits.logsumexp(false)?)?;
     Ok((ids, logprobs))
 }
+
+/// The natural logarithm of the probability of `token`, u32 `[1]`, by the model's own distribution:
+/// f32 `[1]`. Lazy.
+///
+/// # Errors
+/// [`Error::Mlx`] when an operation failed.
+pub(crate) fn logprob_of(logits: &Array, token: &Array) -> Result<Array> {
+    let logits = logits.reshape(&[-1])?.as_dtype(Dtype::Float32)?;
+    Ok(logits.take(token)?.subtract(logits.logsumexp(false)?)?)
+}

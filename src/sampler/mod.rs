@@ -27,6 +27,7 @@ use mlx_rs::{Array, Dtype, ops};
 
 use crate::error::{Error, Result};
 use filters::Candidates;
+pub(crate) use logprobs::logprob_of;
 pub use logprobs::logprobs;
 pub use options::Sampling;
 use penalties::Penalties;

@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use gpt_oss_mlx::Tokenizer;
-use gpt_oss_mlx::constrain::{Constraint, ConstraintSpec, ResponseFormat, Tool, Vocabulary};
+use gpt_oss_mlx::chat::Tool;
+use gpt_oss_mlx::constrain::{Constraint, ConstraintSpec, ResponseFormat, Vocabulary};
 use serde_json::{Value, json};
 
 const DIR: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/gpt-oss-tiny");
@@ -60,9 +61,10 @@ fn report(name: &str, tokenizer: &Tokenizer) {
     println!("{name}: {} tokens, taken in {:.0?}", tokenizer.vocab_size(), started.elapsed());
     let mut spec = ConstraintSpec::default();
     spec.tools = vec![
-        Tool::function("book", schema()),
-        Tool::function(
+        Tool::new("book", "", schema()),
+        Tool::new(
             "weather",
+            "",
             json!({"type": "object", "properties": {"city": {"type": "string"}}}),
         ),
     ];

@@ -10,9 +10,9 @@ use common::layouts::{Packing, Shape};
 use common::random_model;
 use gpt_oss_mlx::chat::events::{ChatEvent, EndReason};
 use gpt_oss_mlx::chat::harmony::HarmonyParser;
-use gpt_oss_mlx::chat::{Conversation, Message};
+use gpt_oss_mlx::chat::{BuiltinTool, Conversation, Message, Tool};
 use gpt_oss_mlx::constrain::{
-    Constraint, ConstraintSpec, Enforce, ResponseFormat, Tool, ToolChoice, Vocabulary,
+    Constraint, ConstraintSpec, Enforce, ResponseFormat, ToolChoice, Vocabulary,
 };
 use gpt_oss_mlx::{ChatOptions, Error, LoadOptions, Sampling, Session, TextModel, Tokenizer};
 use safetensors::Dtype;
@@ -138,9 +138,13 @@ fn schemas() -> [Value; 2] {
     ]
 }
 
+fn function(name: &str, parameters: Value) -> Tool {
+    Tool::new(name, "", parameters)
+}
+
 fn offer() -> Vec<Tool> {
     let [book, search] = schemas();
-    vec![Tool::function("book", book), Tool::function("search.all", search)]
+    vec![function("book", book), function("search.all", search)]
 }
 
 /// The call with which a turn ends: name and arguments.
@@ -297,15 +301,12 @@ fn the_answer_keeps_to_every_kind_of_format() {
 fn the_bundled_model_calls_its_tool_and_answers_as_without_a_constraint() {
     let model = TextModel::load(DIR, &LoadOptions::default()).unwrap();
     let tool = |place: &str| {
-        json!({"type": "function", "function": {
-            "name": "get_weather",
-            "description": "Gets the weather of a city.",
-            "parameters": {
-                "type": "object",
-                "properties": {place: {"type": "string"}},
-                "required": [place],
-            },
-        }})
+        let parameters = json!({
+            "type": "object",
+            "properties": {place: {"type": "string"}},
+            "required": [place],
+        });
+        Tool::new("get_weather", "Gets the weather of a city.", parameters)
     };
     for (question, tools, arguments) in [
         ("What is the weather in Paris?", vec![tool("location")], r#"{"location":"Paris"}"#),
@@ -313,22 +314,20 @@ fn the_bundled_model_calls_its_tool_and_answers_as_without_a_constraint() {
         ("What is the weather in Paris?", vec![tool("city")], r#"{"city":"Paris"}"#),
         ("Explain Dangling References.", vec![], ""),
     ] {
-        let mut input = Conversation::new([Message::user(question)]).template_input().unwrap();
-        input.tools = tools.clone();
-        let prompt = model.chat_prompt_with(&input).unwrap();
+        let conversation = Conversation::new([Message::user(question)]).with_tools(tools);
+        let prompt = model.chat_prompt(&conversation).unwrap();
         let mut options = ChatOptions::default();
         let mut tokens = Vec::new();
         for constrained in [false, true] {
-            let mut spec = ConstraintSpec::default();
-            spec.tools = tools.iter().map(|tool| Tool::from_openai(tool).unwrap()).collect();
             if constrained {
+                let spec = ConstraintSpec::for_conversation(&conversation);
                 options.generate.constraint = model.constraint(&spec).unwrap();
             }
             let mut session = Session::new(model.model());
             let mut chat = model.chat_ids(&mut session, &prompt, &options).unwrap();
             let events: Vec<_> = chat.by_ref().map(|event| event.unwrap()).collect();
             tokens.push(chat.tokens().to_vec());
-            if constrained && !tools.is_empty() {
+            if constrained && !conversation.tools.is_empty() {
                 let (name, got) = call(&events).unwrap();
                 assert_eq!(name, "get_weather");
                 let got: Value = serde_json::from_str(got).unwrap();
@@ -421,14 +420,11 @@ fn is_turn(constraint: &Constraint, tokenizer: &Tokenizer, text: &str) -> bool {
 fn a_tool_choice_allows_what_it_says_and_nothing_else() {
     let tokenizer = Tokenizer::from_dir(Path::new(DIR)).unwrap();
     let vocabulary = Vocabulary::new(&tokenizer).unwrap();
-    let mut spec = ConstraintSpec::default();
     let any = || json!({"type": "object"});
-    spec.tools = vec![
-        Tool::function("a", any()),
-        Tool::function("ab", any()),
-        Tool::builtin("python", None),
-        Tool::builtin("browser.open", Some(any())),
-    ];
+    let tools = [function("a", any()), function("ab", any())];
+    let conversation = Conversation::new([]).with_tools(tools);
+    let conversation = conversation.with_builtin_tools(BuiltinTool::ALL);
+    let mut spec = ConstraintSpec::for_conversation(&conversation);
     let turns = [
         "<|channel|>final<|message|>Hello<|return|>",
         "<|channel|>commentary to=functions.a <|constrain|>json<|message|>{}<|call|>",
@@ -457,6 +453,59 @@ fn a_tool_choice_allows_what_it_says_and_nothing_else() {
     }
 }
 
+#[test]
+fn arguments_are_what_the_conversation_says_of_its_tools() {
+    let tokenizer = Tokenizer::from_dir(Path::new(DIR)).unwrap();
+    let vocabulary = Vocabulary::new(&tokenizer).unwrap();
+    let untyped = json!({"properties": {"n": {"type": "integer"}}});
+    let referred = json!({"$ref": "#/$defs/a", "$defs": {"a": {"required": ["n"]}}});
+    let mut conversation = Conversation::new([])
+        .with_tools([
+            Tool::without_arguments("now", "The time."),
+            function("untyped", untyped),
+            function("referred", referred),
+        ])
+        .with_builtin_tools(BuiltinTool::ALL);
+    let ends = |conversation: &Conversation, to: &str, text: &str| {
+        let spec = ConstraintSpec::for_conversation(conversation);
+        let constraint = vocabulary.compile(&spec).unwrap().unwrap();
+        let turn = format!("<|channel|>commentary to={to}<|message|>{text}<|call|>");
+        is_turn(&constraint, &tokenizer, &turn)
+    };
+    for (to, fit, unfit) in [
+        ("functions.now", &["{}", "{ }"] as &[_], &["", "null", "[]", r#"{"a":1}"#] as &[_]),
+        ("functions.untyped", &["{}", r#"{"n":1}"#], &["3", "[]", r#"{"n":"1"}"#]),
+        ("functions.referred", &[r#"{"n":"x"}"#], &["{}", "3"]),
+        ("python", &["print(1)", "", "{}"], &[]),
+        ("browser", &[], &["", "{}"]),
+        (
+            "browser.search",
+            &[r#"{"query":"x"}"#, r#"{"query":"x","topn":3,"source":"web"}"#],
+            &["{}", r#"{"query":1}"#, r#"{"query":"x","pattern":"y"}"#, "x"],
+        ),
+        (
+            "browser.open",
+            &["{}", r#"{"id":3,"cursor":-1,"loc":4,"num_lines":5}"#, r#"{"id":"https://a.b/"}"#],
+            &[r#"{"id":null}"#, r#"{"view_source":1}"#, r#"{"url":"x"}"#],
+        ),
+        (
+            "browser.find",
+            &[r#"{"pattern":"x"}"#, r#"{"pattern":"x","cursor":2}"#],
+            &["{}", r#"{"pattern":"x","cursor":"2"}"#],
+        ),
+    ] {
+        for (texts, fits) in [(fit, true), (unfit, false)] {
+            for text in texts {
+                assert_eq!(ends(&conversation, to, text), fits, "{to}: {text}");
+            }
+        }
+    }
+    // What is not offered cannot be called, and what is offered twice is offered.
+    conversation.builtin_tools = vec![BuiltinTool::Python; 2];
+    assert!(ends(&conversation, "python", "x"));
+    assert!(!ends(&conversation, "browser.find", r#"{"pattern":"x"}"#));
+}
+
 /// The part that an error names, and its message.
 fn refused(vocabulary: &Vocabulary, spec: &ConstraintSpec) -> (String, String) {
     match vocabulary.compile(spec) {
@@ -480,7 +529,7 @@ fn what_cannot_be_compiled_is_an_error_that_names_the_part() {
         spec.tools = tools;
         spec
     };
-    let tool = |name: &str, schema| Tool::function(name, schema);
+    let tool = function;
     let object = || json!({"type": "object"});
     let overlapping = json!({"oneOf": [{"type": "integer"}, {"minimum": 3}]});
     let mut required = tools(vec![]);

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value, json};
 
+use super::conversation::BuiltinTool;
 use crate::error::{Error, Result};
 
 /// Longest name of a tool; OpenAI's API has the same limit.
@@ -57,6 +58,46 @@ impl Tool {
             fields.insert("parameters".into(), parameters);
         }
         json!({"type": "function", "function": function})
+    }
+}
+
+impl BuiltinTool {
+    /// What it can be called as, with the JSON Schema of the arguments as the Harmony format
+    /// describes it to the model; None where these are text, which is code.
+    pub(crate) fn functions(self) -> Vec<(&'static str, Option<Value>)> {
+        let object = |properties: Value, required: &[&str]| {
+            Some(json!({
+                "type": "object",
+                "properties": properties,
+                "required": required,
+                "additionalProperties": false,
+            }))
+        };
+        let (text, number) = (json!({"type": "string"}), json!({"type": "number"}));
+        match self {
+            Self::Browser => vec![
+                (
+                    "browser.search",
+                    object(json!({"query": text, "topn": number, "source": text}), &["query"]),
+                ),
+                (
+                    "browser.open",
+                    object(
+                        json!({
+                            "id": {"type": ["number", "string"]},
+                            "cursor": number,
+                            "loc": number,
+                            "num_lines": number,
+                            "view_source": {"type": "boolean"},
+                            "source": text,
+                        }),
+                        &[],
+                    ),
+                ),
+                ("browser.find", object(json!({"pattern": text, "cursor": number}), &["pattern"])),
+            ],
+            Self::Python => vec![("python", None)],
+        }
     }
 }
 

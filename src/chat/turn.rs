@@ -2,9 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::conversation::{
-    AssistantMessage, BuiltinTool, CALL_NAME_LIMIT, Conversation, Message, ToolCall,
-};
+use super::conversation::{AssistantMessage, CALL_NAME_LIMIT, Conversation, Message, ToolCall};
 use super::events::{ChatEvent, EndReason};
 
 /// What is between two messages of the same channel.
@@ -142,11 +140,8 @@ impl Conversation {
     /// tools `browser.search`, `browser.open`, `browser.find` and `python`.
     pub fn tool_names(&self) -> Vec<String> {
         let functions = self.tools.iter().map(|tool| tool.name.clone());
-        let builtin = self.builtin_tools.iter().flat_map(|tool| match tool {
-            BuiltinTool::Browser => ["browser.search", "browser.open", "browser.find"].as_slice(),
-            BuiltinTool::Python => &["python"],
-        });
-        functions.chain(builtin.map(|name| (*name).to_owned())).collect()
+        let builtin = self.builtin_tools.iter().flat_map(|tool| tool.functions());
+        functions.chain(builtin.map(|(name, _)| name.to_owned())).collect()
     }
 }
 

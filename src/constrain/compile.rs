@@ -61,14 +61,14 @@ fn parser(
 }
 
 fn grammar(part: &Part<'_>) -> GrammarWithLexer {
-    let mut grammar = match part.source {
+    let mut grammar = match &part.source {
         Source::JsonSchema(schema) => {
             let space = format!(r"[\x20\x0A\x0D\x09]{{1,{MAX_SPACE}}}");
             let options = json!({ "whitespace_pattern": space });
             GrammarWithLexer::from_json_schema(with_options(schema, options))
         }
         Source::Regex(regex) => GrammarWithLexer::from_regex(regex),
-        Source::Lark(lark) => GrammarWithLexer::from_lark(lark.to_owned()),
+        Source::Lark(lark) => GrammarWithLexer::from_lark((*lark).to_owned()),
     };
     grammar.name = Some(part.name.clone());
     grammar
@@ -76,7 +76,7 @@ fn grammar(part: &Part<'_>) -> GrammarWithLexer {
 
 /// Refuses sources that are too large or too deep to be compiled on a stack of known size.
 fn check(part: &Part<'_>) -> Result<()> {
-    let (size, limit, depth) = match part.source {
+    let (size, limit, depth) = match &part.source {
         Source::JsonSchema(schema) => {
             let depth = depth_of(schema);
             // Writing recurses as well.
@@ -88,7 +88,7 @@ fn check(part: &Part<'_>) -> Result<()> {
     if size > limit {
         return Err(fail(&part.title, &format!("{size} bytes are more than {limit}")));
     }
-    if let Source::JsonSchema(schema) = part.source
+    if let Source::JsonSchema(schema) = &part.source
         && depth <= DEPTH_LIMIT
         && !multiples_fit(schema)
     {

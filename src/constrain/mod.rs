@@ -55,7 +55,7 @@ mod vocabulary;
 
 pub use compile::MAX_SPACE;
 pub use guide::Guide;
-pub use spec::{ConstraintSpec, Enforce, ResponseFormat, Tool, ToolChoice};
+pub use spec::{ConstraintSpec, Enforce, ResponseFormat, ToolChoice};
 pub use vocabulary::Vocabulary;
 
 use llguidance::TokenParser;

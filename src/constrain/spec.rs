@@ -1,21 +1,36 @@
 //! What a turn must keep to.
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use crate::error::{Error, Result};
+use crate::chat::{BuiltinTool, Conversation, Tool};
 
 /// What the model's turn must keep to; see the [module](super).
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 #[non_exhaustive]
 pub struct ConstraintSpec {
     /// The form of the answer in the final channel; None is any text.
     pub response_format: Option<ResponseFormat>,
-    /// The tools that the prompt offers.
+    /// The functions that the prompt offers, called as `functions.` and their name. A function
+    /// without parameters takes an empty object.
     pub tools: Vec<Tool>,
+    /// The model's own tools that the prompt offers. Their arguments are what the Harmony format
+    /// says; those of `python` are any text.
+    pub builtin_tools: Vec<BuiltinTool>,
     /// Which of them may or must be called.
     pub tool_choice: ToolChoice,
     /// How much of this is enforced.
     pub enforce: Enforce,
+}
+
+impl ConstraintSpec {
+    /// Calls of what a conversation offers, and any answer.
+    pub fn for_conversation(conversation: &Conversation) -> Self {
+        Self {
+            tools: conversation.tools.clone(),
+            builtin_tools: conversation.builtin_tools.clone(),
+            ..Self::default()
+        }
+    }
 }
 
 /// How much of a [`ConstraintSpec`] is enforced.
@@ -40,7 +55,8 @@ pub enum ToolChoice {
     None,
     /// The model calls one of the tools.
     Required,
-    /// The model calls the tool of this name.
+    /// The model calls the tool of this name: a function's, or `browser.search`, `browser.open`,
+    /// `browser.find` or `python`.
     Function(String),
 }
 
@@ -56,56 +72,4 @@ pub enum ResponseFormat {
     /// dialect](https://github.com/guidance-ai/llguidance/blob/main/docs/syntax.md), without
     /// control tokens.
     Lark(String),
-}
-
-/// A tool that the model may call.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Tool {
-    pub(super) name: String,
-    /// Known to the format itself, and not in the namespace `functions`.
-    pub(super) builtin: bool,
-    pub(super) arguments: Arguments,
-}
-
-#[derive(Debug, Clone, PartialEq)]
-pub(super) enum Arguments {
-    Json(Value),
-    /// Any text, such as code.
-    Text,
-}
-
-impl Tool {
-    /// A function of the app, called as `functions.` and its name, with the JSON Schema of its
-    /// arguments.
-    pub fn function(name: impl Into<String>, parameters: Value) -> Self {
-        Self { name: name.into(), builtin: false, arguments: Arguments::Json(parameters) }
-    }
-
-    /// A tool that the format itself knows, such as `browser.search` or `python`, with the JSON
-    /// Schema of its arguments; None where these are any text.
-    pub fn builtin(recipient: impl Into<String>, parameters: Option<Value>) -> Self {
-        let arguments = parameters.map_or(Arguments::Text, Arguments::Json);
-        Self { name: recipient.into(), builtin: true, arguments }
-    }
-
-    /// A function as OpenAI's API describes it: `{"type": "function", "function": {"name": …,
-    /// "parameters": …}}`, or the inner object alone. A function without `parameters` takes an
-    /// empty object.
-    ///
-    /// # Errors
-    /// [`Error::Argument`] when there is no name.
-    pub fn from_openai(tool: &Value) -> Result<Self> {
-        let function = tool.get("function").unwrap_or(tool);
-        let name = function.get("name").and_then(Value::as_str);
-        let name = name.ok_or_else(|| Error::argument("tools", "a tool has no `name`"))?;
-        let parameters = function.get("parameters").filter(|schema| !schema.is_null());
-        Ok(Self::function(name, parameters.cloned().unwrap_or_else(no_parameters)))
-    }
-}
-
-fn no_parameters() -> Value {
-    let mut schema = Map::new();
-    schema.insert("type".into(), "object".into());
-    schema.insert("additionalProperties".into(), false.into());
-    schema.into()
 }

@@ -1,12 +1,14 @@
 //! The grammar of a turn: one Lark grammar for the Harmony format, which refers to one grammar
 //! each for the answer and for the arguments of every tool.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::fmt::Write;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::spec::{Arguments, ConstraintSpec, Enforce, ResponseFormat, Tool, ToolChoice};
+use super::spec::{ConstraintSpec, Enforce, ResponseFormat, ToolChoice};
+use crate::chat::{BuiltinTool, Tool};
 use crate::error::{Error, Result};
 
 /// The part that is none of the caller's.
@@ -32,9 +34,9 @@ pub(super) struct Part<'a> {
 }
 
 /// A grammar as the caller wrote it.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) enum Source<'a> {
-    JsonSchema(&'a Value),
+    JsonSchema(Cow<'a, Value>),
     Regex(&'a str),
     Lark(&'a str),
 }
@@ -42,7 +44,7 @@ pub(super) enum Source<'a> {
 impl<'a> From<&'a ResponseFormat> for Source<'a> {
     fn from(format: &'a ResponseFormat) -> Self {
         match format {
-            ResponseFormat::JsonSchema(schema) => Self::JsonSchema(schema),
+            ResponseFormat::JsonSchema(schema) => Self::JsonSchema(Cow::Borrowed(schema)),
             ResponseFormat::Regex(regex) => Self::Regex(regex),
             ResponseFormat::Lark(lark) => Self::Lark(lark),
         }
@@ -90,7 +92,7 @@ impl<'a> Turn<'a> {
             let name = format!("tool_{i}");
             last.push(name.clone());
             tool.write(&name, &mut lark);
-            if let Arguments::Json(schema) = &tool.arguments {
+            if let Some(schema) = tool.arguments {
                 parts.push(Part {
                     title: format!("tool `{}`", tool.name),
                     name,
@@ -103,7 +105,33 @@ impl<'a> Turn<'a> {
     }
 }
 
-impl Tool {
+/// A tool as it is called.
+#[derive(Debug)]
+struct Callable<'a> {
+    name: &'a str,
+    /// Known to the format itself, and not in the namespace `functions`.
+    builtin: bool,
+    /// The JSON Schema of the arguments; None for any text, such as code.
+    arguments: Option<Cow<'a, Value>>,
+}
+
+impl<'a> From<&'a Tool> for Callable<'a> {
+    fn from(tool: &'a Tool) -> Self {
+        let arguments = match &tool.parameters {
+            None => Cow::Owned(json!({"type": "object", "additionalProperties": false})),
+            // Arguments are an object, whether the schema says so or not.
+            Some(Value::Object(fields)) if !fields.contains_key("type") => {
+                let mut fields = fields.clone();
+                fields.insert("type".into(), "object".into());
+                Cow::Owned(Value::Object(fields))
+            }
+            Some(schema) => Cow::Borrowed(schema),
+        };
+        Self { name: &tool.name, builtin: false, arguments: Some(arguments) }
+    }
+}
+
+impl Callable<'_> {
     /// The rule of a call.
     fn write(&self, name: &str, lark: &mut String) {
         let namespace = if self.builtin { "" } else { "functions." };
@@ -112,8 +140,8 @@ impl Tool {
         let channels: &[&str] =
             if self.builtin { &["analysis", "commentary"] } else { &["commentary"] };
         let (kind, text) = match self.arguments {
-            Arguments::Json(_) => (r#"(json | " json")?"#, format!("@{name}")),
-            Arguments::Text => (r#"" code"?"#, "text".into()),
+            Some(_) => (r#"(json | " json")?"#, format!("@{name}")),
+            None => (r#"" code"?"#, "text".into()),
         };
         let mut heads = Vec::new();
         for channel in channels {
@@ -131,10 +159,18 @@ fn line(lark: &mut String, text: std::fmt::Arguments<'_>) {
 }
 
 /// The tools that may be called.
-fn chosen(spec: &ConstraintSpec) -> Result<Vec<&Tool>> {
+fn chosen(spec: &ConstraintSpec) -> Result<Vec<Callable<'_>>> {
     let fail = |part: String, message: &str| Error::Grammar { part, message: message.into() };
+    let mut offered: Vec<_> = spec.tools.iter().map(Callable::from).collect();
+    for tool in BuiltinTool::ALL.into_iter().filter(|tool| spec.builtin_tools.contains(tool)) {
+        offered.extend(tool.functions().into_iter().map(|(name, arguments)| Callable {
+            name,
+            builtin: true,
+            arguments: arguments.map(Cow::Owned),
+        }));
+    }
     let mut names = HashSet::new();
-    for tool in &spec.tools {
+    for tool in &offered {
         let title = || format!("tool `{}`", tool.name);
         let part = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
         if tool.name.is_empty() || !tool.name.chars().all(part) {
@@ -144,25 +180,28 @@ fn chosen(spec: &ConstraintSpec) -> Result<Vec<&Tool>> {
         if tool.name.len() > NAME_LIMIT {
             return Err(fail(title(), "the name is too long for a header"));
         }
-        if !names.insert((tool.builtin, tool.name.as_str())) {
+        if !names.insert((tool.builtin, tool.name)) {
             return Err(fail(title(), "is offered twice"));
         }
     }
     let choice = || "tool_choice".to_owned();
-    let tools: Vec<&Tool> = match &spec.tool_choice {
-        ToolChoice::None => Vec::new(),
-        ToolChoice::Auto => spec.tools.iter().collect(),
-        ToolChoice::Required if spec.tools.is_empty() => {
+    match &spec.tool_choice {
+        ToolChoice::Auto => {}
+        ToolChoice::None => offered.clear(),
+        ToolChoice::Required if offered.is_empty() => {
             return Err(fail(choice(), "a call is required, and no tool is offered"));
         }
-        ToolChoice::Required => spec.tools.iter().collect(),
+        ToolChoice::Required => {}
         ToolChoice::Function(name) => {
-            let tool = spec.tools.iter().find(|tool| tool.name == *name);
-            let missing = || fail(choice(), &format!("the tool `{name}` is not offered"));
-            vec![tool.ok_or_else(missing)?]
+            offered.retain(|tool| tool.name == name);
+            // An app's own function comes before the model's tool of that name.
+            offered.truncate(1);
+            if offered.is_empty() {
+                return Err(fail(choice(), &format!("the tool `{name}` is not offered")));
+            }
         }
-    };
-    Ok(tools)
+    }
+    Ok(offered)
 }
 
 /// Bytes of a tool's name at most, so that headers remain short.

@@ -1,5 +1,6 @@
 //! The model's turn in a conversation, as events.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 
 use crate::chat::events::{ChatEvent, EndReason};
@@ -7,6 +8,8 @@ use crate::chat::harmony::HarmonyParser;
 use crate::chat::tool_loop::{ToolHandler, ToolLoop, ToolLoopEnd, ToolLoopEvent};
 use crate::chat::{Conversation, Turn, TurnBuilder};
 use crate::completion::TextModel;
+#[cfg(feature = "constrain")]
+use crate::constrain::{ConstraintSpec, Enforce, ResponseFormat, ToolChoice};
 use crate::error::{Error, Result};
 use crate::generate::{FinishReason, GenerateOptions, Generation, Timings, TokenSource};
 use crate::session::{Decoder, Session};
@@ -24,6 +27,26 @@ pub struct ChatOptions {
     /// Names of the tools that the prompt offers, by which a call is known or not. None takes those
     /// of the conversation; without a conversation it knows all.
     pub tools: Option<Vec<String>>,
+    /// The form of the answer in the final channel; None is any text. The model is not told of it:
+    /// [`Message::response_format`](crate::chat::Message::response_format) does that.
+    #[cfg(feature = "constrain")]
+    pub response_format: Option<ResponseFormat>,
+    /// Which of the conversation's tools may or must be called.
+    #[cfg(feature = "constrain")]
+    pub tool_choice: ToolChoice,
+    /// How much of the format of a turn is enforced; see [`constrain`](crate::constrain). None
+    /// enforces everything where `response_format` or `tool_choice` asks for something, and nothing
+    /// elsewhere: by default the model is free, and no grammar is compiled.
+    #[cfg(feature = "constrain")]
+    pub enforce: Option<Enforce>,
+}
+
+#[cfg(feature = "constrain")]
+impl ChatOptions {
+    fn enforced(&self) -> Enforce {
+        let asked = self.response_format.is_some() || self.tool_choice != ToolChoice::Auto;
+        self.enforce.unwrap_or(if asked { Enforce::Everything } else { Enforce::Off })
+    }
 }
 
 impl TextModel {
@@ -34,7 +57,9 @@ impl TextModel {
     /// the model said.
     ///
     /// # Errors
-    /// As [`TextModel::chat_prompt`] and [`TextModel::chat_ids`].
+    /// As [`TextModel::chat_prompt`] and [`TextModel::chat_ids`]. With the feature `constrain`,
+    /// [`Error::Grammar`] that names what cannot be enforced: the response format, a tool, a choice
+    /// of a tool that is not on offer.
     pub fn chat<'a>(
         &'a self,
         session: &'a mut Session,
@@ -42,7 +67,8 @@ impl TextModel {
         options: &ChatOptions,
     ) -> Result<Chat<Decoder<'a>>> {
         let prompt = self.chat_prompt(conversation)?;
-        let mut chat = self.chat_ids(session, &prompt, options)?;
+        let generate = self.constrained(conversation, options)?;
+        let mut chat = self.begin_chat(session, &prompt, options, &generate)?;
         if options.tools.is_none() {
             chat.parser = chat.parser.with_tools(conversation.tool_names());
         }
@@ -50,26 +76,81 @@ impl TextModel {
     }
 
     /// [`TextModel::chat`] after a prompt of one's own, which ends where the model's turn begins.
+    /// What the turn keeps to is said by `generate.constraint` alone, since the options do not know
+    /// what the prompt offers.
     ///
     /// # Errors
     /// As [`TextModel::complete_in`], and [`Error::Argument`] when the tokenizer has no control
-    /// tokens of the Harmony format.
+    /// tokens of the Harmony format, or the options ask for what only a conversation allows.
     pub fn chat_ids<'a>(
         &'a self,
         session: &'a mut Session,
         prompt: &[u32],
         options: &ChatOptions,
     ) -> Result<Chat<Decoder<'a>>> {
+        #[cfg(feature = "constrain")]
+        if options.enforced() != Enforce::Off {
+            let reason = "a prompt of one's own has no tools to go by: compile a `ConstraintSpec` \
+                          for `generate.constraint`";
+            return Err(Error::argument("enforce", reason));
+        }
+        self.begin_chat(session, prompt, options, &options.generate)
+    }
+
+    fn begin_chat<'a>(
+        &'a self,
+        session: &'a mut Session,
+        prompt: &[u32],
+        options: &ChatOptions,
+        generate: &GenerateOptions,
+    ) -> Result<Chat<Decoder<'a>>> {
         session.set_branch_points(self.user_turns(prompt));
-        let generation = self.model().generate_in(session, prompt, &options.generate)?;
+        let generation = self.model().generate_in(session, prompt, generate)?;
         Chat::new(generation, self.tokenizer(), options)
+    }
+
+    /// The options with the grammar that they ask for.
+    #[cfg(feature = "constrain")]
+    fn constrained<'a>(
+        &self,
+        conversation: &Conversation,
+        options: &'a ChatOptions,
+    ) -> Result<Cow<'a, GenerateOptions>> {
+        let mut spec = ConstraintSpec::default();
+        spec.enforce = options.enforced();
+        if spec.enforce == Enforce::Off {
+            return Ok(Cow::Borrowed(&options.generate));
+        }
+        if options.generate.constraint.is_some() {
+            let reason = "is given beside `response_format`, `tool_choice` or `enforce`, which make \
+                          another";
+            return Err(Error::argument("generate.constraint", reason));
+        }
+        spec.tools.clone_from(&conversation.tools);
+        spec.builtin_tools.clone_from(&conversation.builtin_tools);
+        spec.response_format.clone_from(&options.response_format);
+        spec.tool_choice.clone_from(&options.tool_choice);
+        let mut generate = options.generate.clone();
+        generate.constraint = self.constraint(&spec)?;
+        Ok(Cow::Owned(generate))
+    }
+
+    #[cfg(not(feature = "constrain"))]
+    fn constrained<'a>(
+        &self,
+        _: &Conversation,
+        options: &'a ChatOptions,
+    ) -> Result<Cow<'a, GenerateOptions>> {
+        Ok(Cow::Borrowed(&options.generate))
     }
 
     /// The model's turns in a conversation with tools, until one ends without a call. Blocks its
     /// thread while the model computes; see [`tool_loop`](crate::chat::tool_loop) for an example,
     /// for threads, and for what becomes of errors.
     ///
-    /// `options` hold for each turn by itself. Cancelling by their token ends the turn that is
+    /// `options` hold for each turn by itself; but a tool choice that demands a call is fulfilled by
+    /// the first turn, after which the model calls tools or answers as it likes, in the form that
+    /// was enforced before. Cancelling by their token ends the turn that is
     /// computed; a handler that is waited for is given up by dropping the future.
     ///
     /// # Errors
@@ -82,12 +163,23 @@ impl TextModel {
         options: &ChatOptions,
         on_event: impl FnMut(ToolLoopEvent),
     ) -> Result<ToolLoopEnd> {
+        let mut options = options.clone();
+        #[cfg(feature = "constrain")]
+        {
+            options.enforce = Some(options.enforced());
+        }
         let turn = |conversation: &Conversation, give: &mut dyn FnMut(ChatEvent)| {
-            let mut chat = self.chat(session, conversation, options)?;
+            let mut chat = self.chat(session, conversation, &options)?;
             for event in &mut chat {
                 give(event?);
             }
-            Ok(chat.into_turn())
+            let turn = chat.into_turn();
+            // A model that must call again and again would never answer.
+            #[cfg(feature = "constrain")]
+            if matches!(options.tool_choice, ToolChoice::Required | ToolChoice::Function(_)) {
+                options.tool_choice = ToolChoice::Auto;
+            }
+            Ok(turn)
         };
         tools.run(handler, turn, on_event).await
     }
@@ -107,7 +199,8 @@ pub struct Chat<S: TokenSource> {
 }
 
 impl<S: TokenSource> Chat<S> {
-    /// Turns the tokens of a generation into events.
+    /// Turns the tokens of a generation into events. Of the options only `stop` and `tools` count:
+    /// the generation has begun with its own.
     ///
     /// # Errors
     /// [`Error::Argument`] for an empty stop string, or when the tokenizer has no control tokens

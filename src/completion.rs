@@ -9,7 +9,7 @@ use crate::chat::events::{ChatEvent, EndReason};
 use crate::chat::harmony::HarmonyParser;
 use crate::chat::template::{ChatTemplate, TemplateInput};
 #[cfg(feature = "constrain")]
-use crate::constrain::{Constraint, ConstraintSpec, Vocabulary};
+use crate::constrain::{Constraint, ConstraintSpec, Recent, Vocabulary};
 use crate::error::{Error, Result};
 use crate::generate::{FinishReason, GenerateOptions, Generation, Timings, Token, TokenSource};
 use crate::model::{LoadOptions, Model};
@@ -26,6 +26,8 @@ pub struct TextModel {
     /// Made when the first constraint is compiled.
     #[cfg(feature = "constrain")]
     vocabulary: OnceLock<Vocabulary>,
+    #[cfg(feature = "constrain")]
+    constraints: Recent,
 }
 
 /// How to complete a prompt.
@@ -85,6 +87,8 @@ impl TextModel {
             template,
             #[cfg(feature = "constrain")]
             vocabulary: OnceLock::new(),
+            #[cfg(feature = "constrain")]
+            constraints: Recent::default(),
         })
     }
 
@@ -131,18 +135,22 @@ impl TextModel {
     }
 
     /// Compiles what a turn after [`chat_prompt`](Self::chat_prompt) must keep to, for
-    /// [`GenerateOptions::constraint`]; None when nothing is enforced.
+    /// [`GenerateOptions::constraint`]; None when nothing is enforced. The few that were compiled
+    /// last are kept, so that the same again costs nothing. [`TextModel::chat`] does it by itself,
+    /// by its options.
     ///
     /// # Errors
     /// [`Error::Grammar`] names the part that is not possible; [`Error::Argument`] when the
     /// tokenizer lacks control tokens of the Harmony format.
     #[cfg(feature = "constrain")]
     pub fn constraint(&self, spec: &ConstraintSpec) -> Result<Option<Constraint>> {
-        if let Some(vocabulary) = self.vocabulary.get() {
-            return vocabulary.compile(spec);
-        }
-        let vocabulary = Vocabulary::new(&self.tokenizer)?;
-        self.vocabulary.get_or_init(|| vocabulary).compile(spec)
+        self.constraints.get(spec, || {
+            if let Some(vocabulary) = self.vocabulary.get() {
+                return vocabulary.compile(spec);
+            }
+            let vocabulary = Vocabulary::new(&self.tokenizer)?;
+            self.vocabulary.get_or_init(|| vocabulary).compile(spec)
+        })
     }
 
     /// Generates after `prompt` and gives text as it comes. See [`Completion`].

@@ -737,3 +737,132 @@ fn the_same_constraint_serves_many_turns() {
         assert!(!ends(&format!("{head}{json}<|end|>")), "{head}");
     }
 }
+
+/// The events of one turn in a conversation.
+fn chat(model: &TextModel, conversation: &Conversation, options: &ChatOptions) -> Vec<ChatEvent> {
+    let mut session = Session::new(model.model());
+    let chat = model.chat(&mut session, conversation, options).unwrap();
+    chat.map(|event| event.unwrap()).collect()
+}
+
+fn noisy_options(model: &TextModel, seed: u64) -> ChatOptions {
+    let mut options = ChatOptions::default();
+    options.generate.sampling = noisy(model.tokenizer(), seed);
+    options.generate.max_tokens = 4000;
+    options
+}
+
+#[test]
+fn the_options_of_a_chat_are_kept_to() {
+    let model = noise();
+    let [book, search] = schemas();
+    let asked = Conversation::new([Message::user("Say something.")]);
+    let asked = asked.with_tools([function("book", book.clone()), function("search", search)]);
+    let asked = asked.with_builtin_tools(BuiltinTool::ALL);
+    let mut called = HashSet::new();
+    for seed in 0..12 {
+        let mut options = noisy_options(&model, seed);
+        options.response_format = Some(ResponseFormat::JsonSchema(book.clone()));
+        options.tool_choice = ToolChoice::None;
+        let events = chat(&model, &asked, &options);
+        assert_well_formed(&events);
+        assert_eq!(call(&events), None);
+        validate(&book, &answer(&events));
+
+        options.tool_choice = ToolChoice::Required;
+        let events = chat(&model, &asked, &options);
+        assert_well_formed(&events);
+        called.insert(call(&events).unwrap().0.to_owned());
+
+        options.response_format = None;
+        options.tool_choice = ToolChoice::Function("book".into());
+        let events = chat(&model, &asked, &options);
+        assert_well_formed(&events);
+        let (name, arguments) = call(&events).unwrap();
+        assert_eq!(name, "book");
+        validate(&book, arguments);
+
+        // Only headers and calls, and those of the conversation's tools.
+        options.tool_choice = ToolChoice::Auto;
+        options.enforce = Some(Enforce::Tools);
+        assert_well_formed(&chat(&model, &asked, &options));
+    }
+    assert!(called.contains("python") && called.len() > 2, "{called:?}");
+}
+
+#[test]
+fn nothing_is_enforced_where_nothing_is_asked_for() {
+    let model = noise();
+    let asked = Conversation::new([Message::user("Say something.")]).with_tools(offer_of_one());
+    let mut options = noisy_options(&model, 4);
+    options.generate.max_tokens = 60;
+    let free = model.chat_prompt(&asked).unwrap();
+    let mut session = Session::new(model.model());
+    let free: Vec<_> = model
+        .model()
+        .generate_in(&mut session, &free, &options.generate)
+        .unwrap()
+        .map(|token| token.unwrap().id)
+        .collect();
+    let tokens = |options: &ChatOptions| {
+        let mut session = Session::new(model.model());
+        let mut chat = model.chat(&mut session, &asked, options).unwrap();
+        assert!(chat.by_ref().all(|event| event.is_ok()));
+        chat.tokens().to_vec()
+    };
+    assert_eq!(tokens(&options), free);
+    options.enforce = Some(Enforce::Everything);
+    assert_ne!(tokens(&options), free);
+    // Off is off, whatever else is asked for.
+    options.enforce = Some(Enforce::Off);
+    options.tool_choice = ToolChoice::Required;
+    options.response_format = Some(ResponseFormat::Regex("a".into()));
+    assert_eq!(tokens(&options), free);
+}
+
+fn offer_of_one() -> [Tool; 1] {
+    [Tool::without_arguments("now", "Tells the time.")]
+}
+
+#[test]
+fn what_a_chat_cannot_enforce_is_an_error_that_names_it() {
+    let model = TextModel::load(DIR, &LoadOptions::default()).unwrap();
+    let plain = Conversation::new([Message::user("Explain Macros.")]);
+    let with_tool = plain.clone().with_tools(offer_of_one());
+    let mut session = Session::new(model.model());
+    let mut refused = |conversation: &Conversation, options: &ChatOptions| {
+        model.chat(&mut session, conversation, options).unwrap_err()
+    };
+    let mut options = ChatOptions::default();
+    options.tool_choice = ToolChoice::Required;
+    let error = refused(&plain, &options).to_string();
+    assert!(error.contains("tool_choice") && error.contains("no tool"), "{error}");
+    options.tool_choice = ToolChoice::Function("later".into());
+    for conversation in [&plain, &with_tool] {
+        let error = refused(conversation, &options).to_string();
+        assert!(error.contains("tool_choice") && error.contains("`later`"), "{error}");
+    }
+    options = ChatOptions::default();
+    options.response_format = Some(ResponseFormat::JsonSchema(json!({"type": "colour"})));
+    let error = refused(&plain, &options).to_string();
+    assert!(error.contains("response_format") && error.contains("colour"), "{error}");
+    let broken = plain.clone().with_tools([function("paint", json!({"not": {}}))]);
+    options = ChatOptions::default();
+    options.tool_choice = ToolChoice::Required;
+    let error = refused(&broken, &options).to_string();
+    assert!(error.contains("tool `paint`") && error.contains("not"), "{error}");
+
+    // One's own grammar and another.
+    options = ChatOptions::default();
+    options.generate.constraint = model.constraint(&ConstraintSpec::default()).unwrap();
+    options.response_format = Some(ResponseFormat::Regex("a".into()));
+    let error = refused(&plain, &options);
+    assert!(matches!(&error, Error::Argument { .. }), "{error}");
+    assert!(error.to_string().contains("generate.constraint"), "{error}");
+    // A prompt of one's own does not say what it offers.
+    options.generate.constraint = None;
+    let prompt = model.chat_prompt(&plain).unwrap();
+    let mut session = Session::new(model.model());
+    let error = model.chat_ids(&mut session, &prompt, &options).unwrap_err();
+    assert!(matches!(error, Error::Argument { .. }), "{error}");
+}

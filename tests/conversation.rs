@@ -476,6 +476,26 @@ fn tools_of_any_valid_schema_render() {
 }
 
 #[test]
+fn a_response_format_follows_the_instructions() {
+    let schema = json!({"type": "object", "properties": {"items": {"type": "array"}}});
+    let format = |description| Message::response_format("shopping_list", description, &schema);
+    let body = r#"{"type":"object","properties":{"items":{"type":"array"}}}"#;
+    let shown = render(&Conversation::new([
+        Message::developer("You help with shopping."),
+        Message::user("I need coffee."),
+        format(None),
+    ]));
+    let expected = format!(
+        "<|start|>developer<|message|># Instructions\n\nYou help with shopping.\n\n# Response Formats\n\n## shopping_list\n\n{body}"
+    );
+    assert!(shown.contains(&expected), "{shown}");
+    let described = format(Some("What to buy,\nand where."));
+    let expected =
+        format!("# Response Formats\n\n## shopping_list\n\n// What to buy,\n// and where.\n{body}");
+    assert_eq!(described.text(), expected);
+}
+
+#[test]
 fn the_date_is_given_or_today() {
     let day = |text: &str| text.split_once("Date: ").unwrap().1[..10].to_owned();
     let conversation = Conversation::new([Message::user("?")]);
@@ -602,6 +622,32 @@ fn halves_do_not_join_with_the_templates_own_text() {
                 assert!(control(&ids).is_empty(), "{source} with {text}");
                 assert_eq!(tokenizer().decode(&ids, false).unwrap(), *token);
             }
+        }
+    }
+}
+
+/// Nor two fields of a conversation that a template puts side by side.
+#[test]
+fn halves_do_not_join_across_fields() {
+    let source = "{{ messages[0].content }}{{ messages[1].tool_calls[0].function.name }}\
+                  {{ messages[1].tool_calls[0].function.arguments }}{{ messages[2].content }}\
+                  {{ tools[0].function.description }}{{ model_identity }}";
+    let template = ChatTemplate::new(source, Path::new("fields.jinja")).unwrap();
+    for (token, _) in tokenizer().special_tokens() {
+        for at in 1..token.len() {
+            let (before, after) = token.split_at(at);
+            let call = ToolCall::new("1", after, before);
+            let conversation = Conversation::new([
+                Message::user(before),
+                AssistantMessage::default().with_call(call).into(),
+                Message::tool_result("1", after),
+            ])
+            .with_tools([Tool::without_arguments("f", before)])
+            .with_identity(after);
+            let input = conversation.template_input().unwrap();
+            let ids = template.render_ids(&input, tokenizer()).unwrap();
+            assert!(control(&ids).is_empty(), "{before} {after}");
+            assert_eq!(tokenizer().decode(&ids, false).unwrap(), token.repeat(3));
         }
     }
 }

@@ -17,6 +17,8 @@ use gpt_oss_mlx::chat::tool_loop::{
 use gpt_oss_mlx::chat::{
     AssistantMessage, BuiltinTool, Conversation, Message, Tool, ToolCall, TurnBuilder,
 };
+#[cfg(feature = "constrain")]
+use gpt_oss_mlx::constrain::ToolChoice;
 use gpt_oss_mlx::{
     CancelToken, Chat, ChatOptions, Device, Error, Generation, LoadOptions, Result, Session,
     TextModel, TokenSource, Tokenizer,
@@ -234,6 +236,47 @@ fn the_model_is_told_of_failures_and_delays() {
         // The model had its turn after it.
         assert!(matches!(last(&conversation), Message::Assistant(_)) || results.len() > 1);
     }
+}
+
+#[cfg(feature = "constrain")]
+#[test]
+fn a_call_that_is_demanded_is_made_once() {
+    let model = load();
+    // The model would call the first of them.
+    let question = Message::user("What is the weather in Paris?");
+    let now = Tool::without_arguments("now", "Tells the time.");
+    let asked = Conversation::new([question]).with_tools([weather_tool(), now]);
+    let mut options = ChatOptions::default();
+    for (choice, name) in [
+        (ToolChoice::Auto, "get_weather"),
+        (ToolChoice::Required, "get_weather"),
+        (function("now"), "now"),
+    ] {
+        options.tool_choice = choice;
+        let mut conversation = asked.clone();
+        let mut session = Session::new(model.model());
+        let tools = ToolLoop::new(&mut conversation).with_max_rounds(3);
+        let run = model.chat_with_tools(&mut session, tools, &sunny, &options, |_| ());
+        assert_eq!(block_on(run).unwrap(), ToolLoopEnd::Turn(EndReason::Stop), "{name}");
+        assert_eq!(results(&conversation), [SUNNY], "{name}");
+        let Message::Assistant(message) = &conversation.messages[1] else { panic!() };
+        assert_eq!(message.tool_calls[0].name, name);
+        assert!(!last(&conversation).text().is_empty());
+    }
+    // Of the next conversation it is demanded again.
+    options.tool_choice = function("get_time");
+    let mut conversation = asked.clone();
+    let mut session = Session::new(model.model());
+    let tools = ToolLoop::new(&mut conversation);
+    let run = model.chat_with_tools(&mut session, tools, &sunny, &options, |_| ());
+    let error = block_on(run).unwrap_err().to_string();
+    assert!(error.contains("`get_time`"), "{error}");
+    assert_eq!(conversation, asked);
+}
+
+#[cfg(feature = "constrain")]
+fn function(name: &str) -> ToolChoice {
+    ToolChoice::Function(name.into())
 }
 
 #[test]

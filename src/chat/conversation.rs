@@ -4,6 +4,8 @@
 //! body is a [`Conversation`]; see [`Conversation::from_json`] for what is accepted beyond it.
 //! [`Conversation::template_input`] prepares one for a model's chat template.
 
+use std::fmt::Display;
+
 use serde_json::{Value, json};
 
 use super::template::TemplateInput;
@@ -144,6 +146,20 @@ impl Message {
     /// Instructions from whoever wrote the app.
     pub fn developer(text: impl Into<String>) -> Self {
         Self::Developer(text.into())
+    }
+
+    /// Instructions that name a JSON Schema for the answer, in the form that OpenAI's Harmony guide
+    /// gives for it. It belongs behind other instructions, since all are joined in their order; a
+    /// template puts tools after them. Being told makes the model follow the schema more likely;
+    /// only constrained decoding (`response_format` of [`ChatOptions`](crate::ChatOptions)) makes it
+    /// certain.
+    pub fn response_format(name: impl Display, description: Option<&str>, schema: &Value) -> Self {
+        let mut text = format!("# Response Formats\n\n## {name}\n\n");
+        for line in description.unwrap_or_default().lines() {
+            text.push_str(&format!("// {line}\n"));
+        }
+        text.push_str(&schema.to_string());
+        Self::Developer(text)
     }
 
     /// What the user says.

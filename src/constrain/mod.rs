@@ -17,20 +17,37 @@
 //! [`FinishReason::Length`](crate::FinishReason::Length) then says that what there is may not be
 //! valid.
 //!
+//! In a conversation, [`ChatOptions`](crate::ChatOptions) say what is asked for, and the tools are
+//! those of the conversation:
+//!
 //! ```
-//! use gpt_oss_mlx::constrain::{ConstraintSpec, ResponseFormat};
-//! use gpt_oss_mlx::{ChatOptions, LoadOptions, TextModel};
+//! use gpt_oss_mlx::chat::{Conversation, Message};
+//! use gpt_oss_mlx::constrain::ResponseFormat;
+//! use gpt_oss_mlx::{ChatOptions, LoadOptions, Session, TextModel};
 //! use serde_json::json;
 //!
 //! # fn main() -> gpt_oss_mlx::Result<()> {
 //! let model = TextModel::load("assets/gpt-oss-tiny", &LoadOptions::default())?;
-//! let mut spec = ConstraintSpec::default();
-//! spec.response_format = Some(ResponseFormat::JsonSchema(json!({"enum": ["yes", "no"]})));
+//! let schema = json!({"enum": ["yes", "no"]});
+//! // What the model is told, and what it is held to.
+//! let told = Message::response_format("answer", None, &schema);
+//! let conversation = Conversation::new([told, Message::user("Is Rust fast?")]);
 //! let mut options = ChatOptions::default();
-//! options.generate.constraint = model.constraint(&spec)?;
+//! options.response_format = Some(ResponseFormat::JsonSchema(schema));
+//!
+//! let mut session = Session::new(model.model());
+//! let mut chat = model.chat(&mut session, &conversation, &options)?;
+//! for event in &mut chat {
+//!     event?;
+//! }
+//! assert!([r#""yes""#, r#""no""#].contains(&chat.into_turn().answer.as_str()));
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! For prompts of one's own a [`ConstraintSpec`] is compiled by
+//! [`TextModel::constraint`](crate::TextModel::constraint) or a [`Vocabulary`], and goes into
+//! [`GenerateOptions::constraint`](crate::GenerateOptions::constraint).
 //!
 //! # JSON Schema
 //! Grammars are compiled by [llguidance](https://github.com/guidance-ai/llguidance); what of JSON
@@ -49,12 +66,14 @@
 
 mod compile;
 mod guide;
+mod recent;
 mod spec;
 mod turn;
 mod vocabulary;
 
 pub use compile::MAX_SPACE;
 pub use guide::Guide;
+pub(crate) use recent::Recent;
 pub use spec::{ConstraintSpec, Enforce, ResponseFormat, ToolChoice};
 pub use vocabulary::Vocabulary;
 

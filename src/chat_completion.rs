@@ -12,6 +12,7 @@ use crate::completion::TextModel;
 use crate::constrain::{ConstraintSpec, Enforce, ResponseFormat, ToolChoice};
 use crate::error::{Error, Result};
 use crate::generate::{FinishReason, GenerateOptions, Generation, Timings, TokenSource};
+use crate::prompter::Prompter;
 use crate::session::{Decoder, Session};
 use crate::tokenizer::Tokenizer;
 
@@ -41,11 +42,46 @@ pub struct ChatOptions {
     pub enforce: Option<Enforce>,
 }
 
-#[cfg(feature = "constrain")]
 impl ChatOptions {
+    #[cfg(feature = "constrain")]
     fn enforced(&self) -> Enforce {
         let asked = self.response_format.is_some() || self.tool_choice != ToolChoice::Auto;
         self.enforce.unwrap_or(if asked { Enforce::Everything } else { Enforce::Off })
+    }
+
+    /// The options with the grammar that they ask for.
+    #[cfg(feature = "constrain")]
+    pub(crate) fn constrained<'a>(
+        &'a self,
+        prompter: &Prompter,
+        conversation: &Conversation,
+    ) -> Result<Cow<'a, GenerateOptions>> {
+        let mut spec = ConstraintSpec::default();
+        spec.enforce = self.enforced();
+        if spec.enforce == Enforce::Off {
+            return Ok(Cow::Borrowed(&self.generate));
+        }
+        if self.generate.constraint.is_some() {
+            let reason = "is given beside `response_format`, `tool_choice` or `enforce`, which make \
+                          another";
+            return Err(Error::argument("generate.constraint", reason));
+        }
+        spec.tools.clone_from(&conversation.tools);
+        spec.builtin_tools.clone_from(&conversation.builtin_tools);
+        spec.response_format.clone_from(&self.response_format);
+        spec.tool_choice.clone_from(&self.tool_choice);
+        let mut generate = self.generate.clone();
+        generate.constraint = prompter.constraint(&spec)?;
+        Ok(Cow::Owned(generate))
+    }
+
+    #[cfg(not(feature = "constrain"))]
+    pub(crate) fn constrained<'a>(
+        &'a self,
+        _: &Prompter,
+        _: &Conversation,
+    ) -> Result<Cow<'a, GenerateOptions>> {
+        Ok(Cow::Borrowed(&self.generate))
     }
 }
 
@@ -67,7 +103,7 @@ impl TextModel {
         options: &ChatOptions,
     ) -> Result<Chat<Decoder<'a>>> {
         let prompt = self.chat_prompt(conversation)?;
-        let generate = self.constrained(conversation, options)?;
+        let generate = options.constrained(self.prompter(), conversation)?;
         let mut chat = self.begin_chat(session, &prompt, options, &generate)?;
         if options.tools.is_none() {
             chat.parser = chat.parser.with_tools(conversation.tool_names());
@@ -104,44 +140,9 @@ impl TextModel {
         options: &ChatOptions,
         generate: &GenerateOptions,
     ) -> Result<Chat<Decoder<'a>>> {
-        session.set_branch_points(self.user_turns(prompt));
+        session.set_branch_points(self.prompter().user_turns(prompt));
         let generation = self.model().generate_in(session, prompt, generate)?;
         Chat::new(generation, self.tokenizer(), options)
-    }
-
-    /// The options with the grammar that they ask for.
-    #[cfg(feature = "constrain")]
-    fn constrained<'a>(
-        &self,
-        conversation: &Conversation,
-        options: &'a ChatOptions,
-    ) -> Result<Cow<'a, GenerateOptions>> {
-        let mut spec = ConstraintSpec::default();
-        spec.enforce = options.enforced();
-        if spec.enforce == Enforce::Off {
-            return Ok(Cow::Borrowed(&options.generate));
-        }
-        if options.generate.constraint.is_some() {
-            let reason = "is given beside `response_format`, `tool_choice` or `enforce`, which make \
-                          another";
-            return Err(Error::argument("generate.constraint", reason));
-        }
-        spec.tools.clone_from(&conversation.tools);
-        spec.builtin_tools.clone_from(&conversation.builtin_tools);
-        spec.response_format.clone_from(&options.response_format);
-        spec.tool_choice.clone_from(&options.tool_choice);
-        let mut generate = options.generate.clone();
-        generate.constraint = self.constraint(&spec)?;
-        Ok(Cow::Owned(generate))
-    }
-
-    #[cfg(not(feature = "constrain"))]
-    fn constrained<'a>(
-        &self,
-        _: &Conversation,
-        options: &'a ChatOptions,
-    ) -> Result<Cow<'a, GenerateOptions>> {
-        Ok(Cow::Borrowed(&options.generate))
     }
 
     /// The model's turns in a conversation with tools, until one ends without a call. Blocks its

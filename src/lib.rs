@@ -59,16 +59,18 @@ mod memory;
 mod mlx;
 mod model;
 mod moe;
+mod prompter;
 pub mod rope;
 pub mod sampler;
 mod session;
 pub mod stop;
 pub mod tokenizer;
+mod visible;
 pub mod weights;
 
 pub use cache::{Cache, KvBits, KvBytes, KvPolicy};
 pub use chat_completion::{Chat, ChatOptions};
-pub use completion::{Completion, CompletionOptions, Piece, TextModel, Visible};
+pub use completion::{Completion, CompletionOptions, Piece, TextModel};
 pub use config::Config;
 pub use error::{Error, Result, Source, TensorMismatch};
 pub use generate::{
@@ -82,3 +84,4 @@ pub use sampler::Sampling;
 pub use session::{Decoder, PrefixStats, PrefixStore, Session};
 pub use stop::StopMatcher;
 pub use tokenizer::Tokenizer;
+pub use visible::Visible;

@@ -19,7 +19,17 @@ pub struct Decoder<'a> {
 #[derive(Debug)]
 enum Held<'a> {
     Own(Box<Session>),
-    Lent(&'a mut Session),
+    Lent(Lent<'a>),
+}
+
+#[derive(Debug)]
+struct Lent<'a>(&'a mut Session);
+
+impl Drop for Lent<'_> {
+    fn drop(&mut self) {
+        // What is left lazy could be computed by this thread only.
+        self.0.settle();
+    }
 }
 
 impl Model {
@@ -54,7 +64,7 @@ impl Model {
         if session.model != self.fingerprint() {
             return Err(Error::argument("session", "it belongs to another model"));
         }
-        let decoder = Decoder { model: self, session: Held::Lent(session) };
+        let decoder = Decoder { model: self, session: Held::Lent(Lent(session)) };
         Generation::new(decoder, prompt, options)
     }
 
@@ -64,19 +74,36 @@ impl Model {
     }
 }
 
-impl Decoder<'_> {
+impl<'a> Decoder<'a> {
+    /// A model with a session of its own to go on with.
+    pub(crate) fn of(model: &'a Model, session: Session) -> Self {
+        Self { model, session: Held::Own(Box::new(session)) }
+    }
+
+    /// What the sequence has come to, to go on with later. Waits for what is being computed. None
+    /// when the session was lent: its owner has it.
+    pub(crate) fn into_session(self) -> Option<Session> {
+        match self.session {
+            Held::Own(mut session) => {
+                session.settle();
+                Some(*session)
+            }
+            Held::Lent(_) => None,
+        }
+    }
+
     /// The sequence and its cache.
     pub fn session(&self) -> &Session {
         match &self.session {
             Held::Own(session) => session,
-            Held::Lent(session) => session,
+            Held::Lent(Lent(session)) => session,
         }
     }
 
     fn session_mut(&mut self) -> &mut Session {
         match &mut self.session {
             Held::Own(session) => session,
-            Held::Lent(session) => session,
+            Held::Lent(Lent(session)) => session,
         }
     }
 
@@ -160,14 +187,5 @@ impl TokenSource for Decoder<'_> {
             session.last = Some(token.clone());
             Ok(logits)
         })
-    }
-}
-
-impl Drop for Decoder<'_> {
-    fn drop(&mut self) {
-        // What is left lazy could be computed by this thread only.
-        if let Held::Lent(session) = &mut self.session {
-            session.settle();
-        }
     }
 }

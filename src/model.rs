@@ -1,5 +1,7 @@
 //! The GPT-OSS model: OpenAI's `gpt_oss/torch/model.py`, with the cache as an argument.
 
+mod batch;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -153,8 +155,34 @@ impl Layer {
         masks: &mut Masks,
         cache: &mut LayerCache,
     ) -> Result<Array> {
+        self.around(x, model, |attention, h| {
+            attention.forward(h, &model.rope, offset, masks, cache)
+        })
+    }
+
+    /// One token of each of several sequences, [1, rows, hidden] → the same; `offsets` i32 [rows]
+    /// are their positions.
+    pub(crate) fn forward_batch<'a>(
+        &self,
+        x: &Array,
+        model: &Model,
+        offsets: &Array,
+        caches: impl Iterator<Item = &'a mut LayerCache>,
+    ) -> Result<Array> {
+        self.around(x, model, |attention, h| {
+            attention.forward_batch(h, &model.rope, offsets, caches)
+        })
+    }
+
+    /// The layer around its attention.
+    fn around(
+        &self,
+        x: &Array,
+        model: &Model,
+        attend: impl FnOnce(&Attention, &Array) -> Result<Array>,
+    ) -> Result<Array> {
         let h = self.input_layernorm.forward(x)?;
-        let h = self.self_attn.forward(&h, &model.rope, offset, masks, cache)?;
+        let h = attend(&self.self_attn, &h)?;
         let x = x.add(h)?;
         let h = self.post_attention_layernorm.forward(&x)?;
         let h = self.mlp.forward(&h, &model.moe)?;
@@ -409,16 +437,22 @@ impl Model {
     /// Token ids as an array [1, length], each below the vocabulary's size: a lookup outside it
     /// would read foreign memory.
     pub(crate) fn checked(&self, tokens: &[u32]) -> Result<Array> {
-        let vocab_size = self.config.vocab_size;
-        let inside = |&id: &u32| usize::try_from(id).is_ok_and(|id| id < vocab_size);
-        if let Some(id) = tokens.iter().find(|id| !inside(id)) {
-            let reason = format!("id {id} is outside the vocabulary of {vocab_size}");
-            return Err(Error::argument("tokens", reason));
-        }
+        tokens.iter().try_for_each(|&id| {
+            self.check_id(id).map_err(|reason| Error::argument("tokens", reason))
+        })?;
         match i32::try_from(tokens.len()) {
             Ok(length) if length > 0 => Ok(Array::from_slice(tokens, &[1, length])),
             Ok(_) => Err(Error::argument("tokens", "there are none")),
             Err(_) => Err(Error::argument("tokens", "too many at once")),
+        }
+    }
+
+    /// What is wrong with a token id, if anything.
+    fn check_id(&self, id: u32) -> std::result::Result<(), String> {
+        let vocab_size = self.config.vocab_size;
+        match usize::try_from(id) {
+            Ok(id) if id < vocab_size => Ok(()),
+            _ => Err(format!("id {id} is outside the vocabulary of {vocab_size}")),
         }
     }
 

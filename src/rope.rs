@@ -34,6 +34,11 @@ impl Rope {
     pub(crate) fn forward(&self, x: &Array, offset: i32) -> Result<Array> {
         Ok(fast::rope(x, self.head_dim, false, None, 1.0, offset, &self.periods)?)
     }
+
+    /// [`Rope::forward`] of sequences at positions of their own: `offsets` i32 [batch].
+    pub(crate) fn forward_each(&self, x: &Array, offsets: &Array) -> Result<Array> {
+        Ok(fast::rope_dynamic(x, self.head_dim, false, None, 1.0, offsets, &self.periods)?)
+    }
 }
 
 /// Angle per position of each pair of dimensions, radians, [head_dim / 2].

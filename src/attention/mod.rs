@@ -1,5 +1,6 @@
 //! Grouped-query attention with sinks: `AttentionBlock` of OpenAI's `gpt_oss/torch/model.py`.
 
+mod batch;
 mod masks;
 mod packed;
 
@@ -115,14 +116,14 @@ impl Attention {
 
         let seen = cache.update(keys, values)?; // [batch, kv_heads, seen, head_dim]
         let mixed = match (&seen.keys, &seen.values) {
-            // The cache shows a single query what it may see and nothing else.
-            (Rows::Float(keys), Rows::Float(values)) if length == 1 => {
-                self.attend(&queries, keys, values, None)?
-            }
+            _ if length == 1 => self.attend_one(&queries, &seen)?,
             (Rows::Float(keys), Rows::Float(values)) => {
                 self.in_blocks(&queries, keys, values, masks)?
             }
-            _ if length <= PACKED_QUERIES => self.attend_packed(&queries, &seen, masks)?,
+            _ if length <= PACKED_QUERIES => {
+                let mask = masks.causal(length, seen.count()?)?;
+                self.attend_packed(&queries, &seen, Some(mask))?
+            }
             _ => {
                 let dtype = queries.dtype();
                 let (keys, values) = (seen.keys.unpacked(dtype)?, seen.values.unpacked(dtype)?);
@@ -160,15 +161,19 @@ impl Attention {
         &self,
         queries: &Array,
         seen: &KeysValues,
-        masks: &mut Masks,
+        mask: Option<&Array>,
     ) -> Result<Array> {
         let AttentionShape { scale, kv_heads, .. } = self.shape;
-        let mask = match queries.shape() {
-            [_, _, 1, _] => None,
-            [_, _, length, _] => Some(masks.causal(*length, seen.count()?)?),
-            _ => return Err(Error::Mlx { op: "attention", message: "rank of queries".into() }),
-        };
         packed::attend(queries, seen, &self.sinks, scale, kv_heads, mask)
+    }
+
+    /// Attention of a single query, which needs no mask: the cache shows it what it may see and
+    /// nothing else.
+    fn attend_one(&self, queries: &Array, seen: &KeysValues) -> Result<Array> {
+        match (&seen.keys, &seen.values) {
+            (Rows::Float(keys), Rows::Float(values)) => self.attend(queries, keys, values, None),
+            _ => self.attend_packed(queries, seen, None),
+        }
     }
 
     /// Attention of several queries, a block of them at a time, each with the keys that some query

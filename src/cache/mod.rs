@@ -307,18 +307,27 @@ impl Cache {
         due
     }
 
-    /// Begins a step of a model of this shape.
+    /// Whether a step of a model of this shape can begin.
     ///
     /// # Errors
     /// [`Error::Argument`] when the cache is of another model, or a step failed half-way: its
     /// layers then hold different tokens, and going on would give wrong answers.
-    pub(crate) fn begin(&mut self, config: &Config, tokens: usize) -> Result<()> {
+    pub(crate) fn check(&self, config: &Config) -> Result<()> {
         if !self.fits(config) {
             return Err(Error::argument("cache", "it belongs to another model"));
         }
         if self.half_way {
             return Err(Error::argument("cache", "a step failed half-way; clear it or start anew"));
         }
+        Ok(())
+    }
+
+    /// Begins a step of a model of this shape.
+    ///
+    /// # Errors
+    /// As [`Cache::check`].
+    pub(crate) fn begin(&mut self, config: &Config, tokens: usize) -> Result<()> {
+        self.check(config)?;
         self.half_way = true;
         self.due = self.due(tokens);
         if !self.due.is_empty() {

@@ -164,11 +164,8 @@ impl TextModel {
         options: &ChatOptions,
         on_event: impl FnMut(ToolLoopEvent),
     ) -> Result<ToolLoopEnd> {
-        let mut options = options.clone();
         #[cfg(feature = "constrain")]
-        {
-            options.enforce = Some(options.enforced());
-        }
+        let mut options = ChatOptions { enforce: Some(options.enforced()), ..options.clone() };
         let turn = |conversation: &Conversation, give: &mut dyn FnMut(ChatEvent)| {
             let mut chat = self.chat(session, conversation, &options)?;
             for event in &mut chat {

@@ -59,7 +59,20 @@ pub struct Args {
     /// A JSON file with a list of tools, as in OpenAI's API; a call of one ends the answer and is
     /// shown on stderr
     #[arg(long, value_name = "FILE")]
-    tools: Option<PathBuf>,
+    pub tools: Option<PathBuf>,
+    /// A file with a JSON Schema, alone or as in OpenAI's API: the answer is JSON that is valid by it
+    #[cfg(feature = "constrain")]
+    #[arg(long, value_name = "FILE", group = "conversation")]
+    pub schema: Option<PathBuf>,
+    /// Which of the tools may or must be called [default: any may, unchecked]
+    #[cfg(feature = "constrain")]
+    #[arg(
+        long,
+        value_name = "auto|none|required|NAME",
+        group = "conversation",
+        requires = "tools"
+    )]
+    pub tool_choice: Option<String>,
     /// Print the reasoning to stderr as it comes
     #[arg(long)]
     pub show_analysis: bool,
@@ -138,8 +151,15 @@ pub enum Prompt {
 }
 
 impl Args {
+    /// What to start from, and how to go on.
+    pub fn prompt_and_options(&self) -> Result<(Prompt, CompletionOptions), Failure> {
+        let prompt = self.prompt()?;
+        let options = self.completion_options(&prompt)?;
+        Ok((prompt, options))
+    }
+
     /// What to start from, read from its file where it is one.
-    pub fn prompt(&self) -> Result<Prompt, Failure> {
+    fn prompt(&self) -> Result<Prompt, Failure> {
         if let Some(ids) = &self.prompt_ids {
             return Ok(Prompt::Ids(ids.clone()));
         }
@@ -179,7 +199,7 @@ impl Args {
     }
 
     /// The library's options.
-    pub fn completion_options(&self, prompt: &Prompt) -> Result<CompletionOptions, Failure> {
+    fn completion_options(&self, prompt: &Prompt) -> Result<CompletionOptions, Failure> {
         let sampling = Sampling {
             temperature: self.temperature,
             top_p: self.top_p,

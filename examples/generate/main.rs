@@ -4,6 +4,8 @@ mod args;
 mod memory;
 mod output;
 mod prompt_cache;
+#[cfg(feature = "constrain")]
+mod schema;
 mod turn;
 
 use std::io::{self, IsTerminal, Write};
@@ -45,8 +47,10 @@ fn app(args: &Args) -> Result<(), Failure> {
         let estimate = Model::estimate_memory(&args.model, &args.load_options())?;
         return Ok(memory::print(args, &estimate)?);
     }
-    let prompt = args.prompt()?;
-    let options = args.completion_options(&prompt)?;
+    #[cfg_attr(not(feature = "constrain"), expect(unused_mut))]
+    let (mut prompt, mut options) = args.prompt_and_options()?;
+    #[cfg(feature = "constrain")]
+    schema::apply(args, &mut prompt, &mut options)?;
     let loaded = end_on_ctrl_c(options.generate.cancel.clone())?;
 
     let bar = progress_bar("loading", "{bytes}/{total_bytes}");

@@ -2,6 +2,8 @@
 //! codes, damaged models, closed pipes and Ctrl-C. `cargo test` builds it beside the tests.
 
 mod kv;
+#[cfg(feature = "constrain")]
+mod schema;
 mod turn;
 #[cfg(unix)]
 mod unix;
@@ -437,6 +439,10 @@ fn help_names_every_option() {
         "system",
         "effort",
         "tools",
+        #[cfg(feature = "constrain")]
+        "schema",
+        #[cfg(feature = "constrain")]
+        "tool-choice",
         "show-analysis",
         "max-tokens",
         "temperature",

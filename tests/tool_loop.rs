@@ -18,7 +18,7 @@ use gpt_oss_mlx::chat::{
     AssistantMessage, BuiltinTool, Conversation, Message, Tool, ToolCall, TurnBuilder,
 };
 #[cfg(feature = "constrain")]
-use gpt_oss_mlx::constrain::ToolChoice;
+use gpt_oss_mlx::constrain::{ResponseFormat, ToolChoice};
 use gpt_oss_mlx::{
     CancelToken, Chat, ChatOptions, Device, Error, Generation, LoadOptions, Result, Session,
     TextModel, TokenSource, Tokenizer,
@@ -28,6 +28,8 @@ use serde_json::json;
 
 const DIR: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/gpt-oss-tiny");
 const VOCAB: usize = 2048;
+#[cfg(feature = "constrain")]
+const PARIS: &str = r#"{"location":"Paris"}"#;
 const SUNNY: &str = r#"{"sky":"sunny","celsius":21}"#;
 
 /// What the bundled model makes of [`SUNNY`]: it takes over the sky, but neither Paris nor 21, which
@@ -177,6 +179,64 @@ fn the_answer_tells_what_the_tool_returned() {
     let (end, _) = ask(&model, &mut session, ToolLoop::new(&mut conversation), &handler);
     assert_eq!(end, ToolLoopEnd::Turn(EndReason::Stop));
     assert_eq!(last(&conversation).text(), "It is rainy in Tokyo, at 8 degrees.");
+}
+
+/// Sentences that name nothing and no number but those of the conversation: once a tool has
+/// answered, the names that the user said and the numbers that the tool gave. The other words, their
+/// number and their order are the model's.
+#[cfg(feature = "constrain")]
+fn grounded(conversation: &Conversation) -> Option<ResponseFormat> {
+    let words = |text: &str, wanted: fn(char) -> bool| -> Vec<String> {
+        let words = text.split(|c: char| !c.is_ascii_alphanumeric());
+        words.filter(|word| word.starts_with(wanted)).map(str::to_owned).collect()
+    };
+    let mut facts = Vec::new();
+    for message in &conversation.messages {
+        match message {
+            Message::User(text) => facts.extend(words(text, |c| c.is_ascii_uppercase())),
+            Message::Tool(result) => facts.extend(words(&result.content, |c| c.is_ascii_digit())),
+            _ => {}
+        }
+    }
+    let facts = facts.join("|");
+    let told = matches!(conversation.messages.last(), Some(Message::Tool(_)));
+    let format = || format!(r"[A-Z][a-z]+(,? ({facts}|[a-z]+))*\.");
+    told.then(|| ResponseFormat::Regex(format()))
+}
+
+/// The bundled model cannot copy: by itself it takes over the sky, but neither Paris nor 21, whatever
+/// the prompt (see [`is_sunny`]). An app that does not trust a small model with facts grounds its
+/// answers, and the model then says the sentence that its weights hold for the facts. The
+/// description is the one that it was trained with.
+#[cfg(feature = "constrain")]
+#[test]
+fn an_answer_that_is_grounded_in_the_conversation_tells_what_the_tool_returned() {
+    let model = load();
+    let answer = |ground: bool| {
+        let mut conversation = asked();
+        conversation.tools[0].description = Some("Get the current weather in a city.".into());
+        let mut session = Session::new(model.model());
+        let turn = |conversation: &Conversation, give: &mut dyn FnMut(ChatEvent)| {
+            let mut options = ChatOptions::default();
+            options.response_format = grounded(conversation).filter(|_| ground);
+            let mut chat = model.chat(&mut session, conversation, &options)?;
+            for event in &mut chat {
+                give(event?);
+            }
+            Ok(chat.into_turn())
+        };
+        let handler = |call: ToolCall| async move {
+            assert_eq!((call.name.as_str(), call.arguments.as_str()), ("get_weather", PARIS));
+            Ok(SUNNY.to_owned())
+        };
+        let end = block_on(ToolLoop::new(&mut conversation).run(&handler, turn, |_| ()));
+        assert_eq!(end.unwrap(), ToolLoopEnd::Turn(EndReason::Stop));
+        assert_eq!(results(&conversation), [SUNNY]);
+        last(&conversation).text().to_owned()
+    };
+    assert_eq!(answer(true), "It is sunny in Paris, at 21 degrees.");
+    let free = answer(false);
+    assert!(is_sunny(&free) && free != answer(true), "{free}");
 }
 
 #[test]

@@ -307,3 +307,119 @@ impl Steps {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex, PoisonError};
+    use std::thread;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::generate::Generation;
+    use crate::mlx::Device;
+
+    const VOCAB: usize = 4;
+
+    #[derive(Debug, Clone, Copy, PartialEq)]
+    enum Event {
+        /// The source was asked for logits.
+        Fed,
+        /// The guide was asked for a mask; whether the logits had been queued by then.
+        Mask { queued: bool },
+        /// The guide was told what the host read.
+        Taken,
+    }
+
+    /// What happened, in order, and the logits asked for last.
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<(Vec<Event>, Option<Array>)>>);
+
+    impl Log {
+        fn with<T>(&self, change: impl FnOnce(&mut (Vec<Event>, Option<Array>)) -> T) -> T {
+            change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        }
+
+        fn add(&self, event: Event) {
+            self.with(|(events, _)| events.push(event));
+        }
+    }
+
+    struct Source(Log, usize);
+
+    impl Source {
+        fn lazy(&mut self) -> Result<Array> {
+            self.1 += 1;
+            let logits =
+                Array::from_slice(&[0f32; VOCAB], &[VOCAB as i32]).add(Array::from(1f32))?;
+            self.0.with(|(events, last)| {
+                events.push(Event::Fed);
+                *last = Some(logits.clone());
+            });
+            Ok(logits)
+        }
+    }
+
+    impl TokenSource for Source {
+        fn vocab_size(&self) -> usize {
+            VOCAB
+        }
+        fn context_limit(&self) -> usize {
+            100
+        }
+        fn position(&self) -> usize {
+            self.1
+        }
+        fn stop_ids(&self) -> &[u32] {
+            &[]
+        }
+        fn device(&self) -> Device {
+            Device::Cpu
+        }
+        fn prefill(&mut self, _: &[u32]) -> Result<()> {
+            Ok(())
+        }
+        fn logits(&mut self, _: &[u32]) -> Result<Array> {
+            self.lazy()
+        }
+        fn step(&mut self, _: &Array) -> Result<Array> {
+            self.lazy()
+        }
+    }
+
+    struct Guide(Log);
+
+    impl TokenGuide for Guide {
+        fn allowed(&mut self, vocab_size: usize) -> Result<Vec<bool>> {
+            let logits = self.0.with(|(_, last)| last.take()).unwrap();
+            // Logits that were queued come by themselves, and others never.
+            let mut waited = 0;
+            while !mlx::is_available(&logits) && waited < 5000 {
+                thread::sleep(Duration::from_millis(1));
+                waited += 1;
+            }
+            self.0.add(Event::Mask { queued: mlx::is_available(&logits) });
+            Ok(vec![true; vocab_size])
+        }
+
+        fn push(&mut self, _: u32) -> Result<bool> {
+            self.0.add(Event::Taken);
+            Ok(false)
+        }
+    }
+
+    #[test]
+    fn under_a_constraint_a_step_is_queued_before_the_mask_after_it_is_asked_for() {
+        let log = Log::default();
+        let mut options = GenerateOptions::default();
+        options.max_tokens = 3;
+        let mut generation = Generation::new(Source(log.clone(), 0), &[1], &options).unwrap();
+        generation.steps.guide = Some(Box::new(Guide(log.clone())));
+        assert_eq!(generation.by_ref().map(|token| token.unwrap()).count(), 3);
+        let mask = Event::Mask { queued: true };
+        // The prompt; then each step before the host reads the token that it is fed.
+        let prompt = [Event::Fed, mask];
+        let step = [Event::Fed, Event::Taken, mask];
+        let expected = [&prompt[..], &step, &step, &[Event::Taken]].concat();
+        assert_eq!(log.with(|(events, _)| events.clone()), expected);
+    }
+}

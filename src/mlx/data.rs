@@ -207,6 +207,15 @@ unsafe extern "C" fn release_map(payload: *mut c_void) {
     drop(unsafe { Box::from_raw(payload.cast::<Arc<Mmap>>()) });
 }
 
+/// Whether an array has been computed. Does not start it: one that was never queued stays without.
+#[cfg(test)]
+pub(crate) fn is_available(array: &Array) -> bool {
+    let mut available = false;
+    // SAFETY: the array is alive, and the result is written to a live bool.
+    let status = unsafe { mlx_sys::_mlx_array_is_available(&mut available, array.as_ptr()) };
+    status == 0 && available
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

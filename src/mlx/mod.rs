@@ -13,6 +13,8 @@ mod ops;
 mod random;
 
 pub(crate) use compile::{Compiled, PureFn};
+#[cfg(test)]
+pub(crate) use data::is_available;
 pub(crate) use data::{array_from_map, array_from_parts, row_bytes, wraps_maps};
 pub use device::Device;
 pub(crate) use device::{clear_cache, held_memory, peak_memory};

@@ -26,6 +26,7 @@
 
 #![cfg_attr(doctest, doc = include_str!("../README.md"))]
 #![cfg_attr(doctest, doc = include_str!("../docs/harmony.md"))]
+#![cfg_attr(all(doctest, feature = "constrain"), doc = include_str!("../docs/constrained.md"))]
 #![deny(missing_docs, unsafe_code, unreachable_pub)]
 #![deny(
     clippy::unwrap_used,

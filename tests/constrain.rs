@@ -196,6 +196,7 @@ fn two_hundred_turns_of_noise_are_all_valid() {
     spec.tools = offer();
     spec.response_format = Some(ResponseFormat::JsonSchema(schemas[0].clone()));
     let (mut calls, mut answers, mut analyses, mut strings) = (0, 0, 0, String::new());
+    let mut optional = HashSet::new();
     for seed in 0..200 {
         let choices = [ToolChoice::Auto, ToolChoice::None, ToolChoice::Required];
         spec.tool_choice = choices[seed as usize % 3].clone();
@@ -211,6 +212,10 @@ fn two_hundred_turns_of_noise_are_all_valid() {
         let text = call(&events).map_or(answer.as_str(), |(_, arguments)| arguments);
         validate(schema, text);
         strings.push_str(text);
+        let keys: Value = serde_json::from_str(text).unwrap();
+        for key in ["note", "filters", "exact"] {
+            optional.insert((key, keys.get(key).is_some()));
+        }
         if call(&events).is_some() {
             calls += 1
         } else {
@@ -220,6 +225,7 @@ fn two_hundred_turns_of_noise_are_all_valid() {
         assert!(tokens.len() < 4000);
     }
     // The test covers what it is meant to.
+    assert_eq!(optional.len(), 6, "each is there and is left out: {optional:?}");
     assert!(calls > 60 && answers > 60 && analyses > 20, "{calls} {answers} {analyses}");
     for part in ["\\", "économique", "头等舱", "größe", "schlüssel", "\"note\"", "null", "true"]
     {

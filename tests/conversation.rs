@@ -604,6 +604,21 @@ fn a_date_is_no_text() {
     }
 }
 
+/// A tool's name is written into headers, so that only names are taken.
+#[test]
+fn a_tools_name_is_no_text() {
+    for (token, _) in tokenizer().special_tokens() {
+        let halves = (1..token.len()).flat_map(|at| [&token[..at], &token[at..]]);
+        for text in halves.chain([token.as_str()]) {
+            for name in [text.to_owned(), format!("f{text}"), format!("{text}f")] {
+                let tool = Tool::without_arguments(name, "");
+                let conversation = Conversation::new([Message::user("?")]).with_tools([tool]);
+                assert!(wrong(conversation.template_input()).starts_with("tools[0].function.name"));
+            }
+        }
+    }
+}
+
 /// Halves in the conversation never join with what the template has before or after them.
 #[test]
 fn halves_do_not_join_with_the_templates_own_text() {

@@ -56,9 +56,8 @@ impl ChatOptions {
         prompter: &Prompter,
         conversation: &Conversation,
     ) -> Result<Cow<'a, GenerateOptions>> {
-        let mut spec = ConstraintSpec::default();
-        spec.enforce = self.enforced();
-        if spec.enforce == Enforce::Off {
+        let enforce = self.enforced();
+        if enforce == Enforce::Off {
             return Ok(Cow::Borrowed(&self.generate));
         }
         if self.generate.constraint.is_some() {
@@ -66,10 +65,12 @@ impl ChatOptions {
                           another";
             return Err(Error::argument("generate.constraint", reason));
         }
-        spec.tools.clone_from(&conversation.tools);
-        spec.builtin_tools.clone_from(&conversation.builtin_tools);
-        spec.response_format.clone_from(&self.response_format);
-        spec.tool_choice.clone_from(&self.tool_choice);
+        let spec = ConstraintSpec {
+            response_format: self.response_format.clone(),
+            tool_choice: self.tool_choice.clone(),
+            enforce,
+            ..ConstraintSpec::for_conversation(conversation)
+        };
         let mut generate = self.generate.clone();
         generate.constraint = prompter.constraint(&spec)?;
         Ok(Cow::Owned(generate))
@@ -151,8 +152,8 @@ impl TextModel {
     ///
     /// `options` hold for each turn by itself; but a tool choice that demands a call is fulfilled by
     /// the first turn, after which the model calls tools or answers as it likes, in the form that
-    /// was enforced before. Cancelling by their token ends the turn that is
-    /// computed; a handler that is waited for is given up by dropping the future.
+    /// was enforced before. Cancelling by their token ends the turn that is computed; a handler that
+    /// is waited for is given up by dropping the future.
     ///
     /// # Errors
     /// As [`TextModel::chat`], and those of the model and the sampler.
@@ -166,6 +167,8 @@ impl TextModel {
     ) -> Result<ToolLoopEnd> {
         #[cfg(feature = "constrain")]
         let mut options = ChatOptions { enforce: Some(options.enforced()), ..options.clone() };
+        #[cfg(not(feature = "constrain"))]
+        let options = options.clone();
         let turn = |conversation: &Conversation, give: &mut dyn FnMut(ChatEvent)| {
             let mut chat = self.chat(session, conversation, &options)?;
             for event in &mut chat {

@@ -51,8 +51,8 @@ mod tests {
         let vocabulary = Vocabulary::new(&Tokenizer::from_dir(Path::new(dir)).unwrap()).unwrap();
         let recent = Recent::default();
         let get = |regex: &str| {
-            let mut spec = ConstraintSpec::default();
-            spec.response_format = Some(ResponseFormat::Regex(regex.into()));
+            let response_format = Some(ResponseFormat::Regex(regex.into()));
+            let spec = ConstraintSpec { response_format, ..ConstraintSpec::default() };
             recent.get(&spec, || vocabulary.compile(&spec))
         };
         let first = get("a").unwrap().unwrap();

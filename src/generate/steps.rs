@@ -410,11 +410,11 @@ mod tests {
     #[test]
     fn under_a_constraint_a_step_is_queued_before_the_mask_after_it_is_asked_for() {
         let log = Log::default();
-        let mut options = GenerateOptions::default();
-        options.max_tokens = 3;
+        let options = GenerateOptions { max_tokens: 3, ..GenerateOptions::default() };
         let mut generation = Generation::new(Source(log.clone(), 0), &[1], &options).unwrap();
         generation.steps.guide = Some(Box::new(Guide(log.clone())));
-        assert_eq!(generation.by_ref().map(|token| token.unwrap()).count(), 3);
+        let tokens: Vec<Token> = generation.by_ref().map(|token| token.unwrap()).collect();
+        assert_eq!(tokens.len(), 3);
         let mask = Event::Mask { queued: true };
         // The prompt; then each step before the host reads the token that it is fed.
         let prompt = [Event::Fed, mask];

@@ -260,6 +260,9 @@ impl Error {
                                        the files' checksums"
                 .into(),
             Self::AllBanned { .. } => "allow at least one token: loosen the logit bias".into(),
+            Self::Grammar { part, .. } if part == "tool_choice" => {
+                "offer the tool, or choose among those that are offered".into()
+            }
             Self::Grammar { part, .. } => {
                 format!("simplify {part}, or enforce less and check the output")
             }

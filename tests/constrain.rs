@@ -5,12 +5,15 @@ mod common;
 
 use std::collections::HashSet;
 use std::path::Path;
+use std::pin::pin;
+use std::task::{Context, Poll, Waker};
 
 use common::layouts::{Packing, Shape};
 use common::random_model;
 use gpt_oss_mlx::chat::events::{ChatEvent, EndReason};
 use gpt_oss_mlx::chat::harmony::HarmonyParser;
-use gpt_oss_mlx::chat::{BuiltinTool, Conversation, Message, Tool};
+use gpt_oss_mlx::chat::tool_loop::{ToolLoop, ToolLoopEvent, ToolResult};
+use gpt_oss_mlx::chat::{BuiltinTool, Conversation, Message, Tool, ToolCall};
 use gpt_oss_mlx::constrain::{
     Constraint, ConstraintSpec, Enforce, ResponseFormat, ToolChoice, Vocabulary,
 };
@@ -794,6 +797,56 @@ fn the_options_of_a_chat_are_kept_to() {
         assert_well_formed(&chat(&model, &asked, &options));
     }
     assert!(called.contains("python") && called.len() > 2, "{called:?}");
+}
+
+#[test]
+fn what_is_enforced_stays_so_after_the_call_that_was_demanded() {
+    let model = noise();
+    let mut turns = 0;
+    for seed in 0..4 {
+        let [book, search] = schemas();
+        let asked = Conversation::new([Message::user("Say something.")]);
+        let mut conversation =
+            asked.with_tools([function("book", book.clone()), function("search", search)]);
+        let mut options = noisy_options(&model, seed);
+        options.tool_choice = ToolChoice::Required;
+        // Without a format, it is the choice alone that asks for something.
+        options.response_format = (seed % 2 == 1).then(|| ResponseFormat::JsonSchema(book.clone()));
+        let (mut session, mut events) = (Session::new(model.model()), Vec::new());
+        let handler = |_: ToolCall| std::future::ready(ToolResult::Ok("{}".into()));
+        let tools = ToolLoop::new(&mut conversation).with_timeout(None).with_max_rounds(3);
+        let run = model.chat_with_tools(&mut session, tools, &handler, &options, |event| {
+            events.push(event);
+        });
+        // Nothing in it waits.
+        let Poll::Ready(end) = pin!(run).poll(&mut Context::from_waker(Waker::noop())) else {
+            panic!("it waits")
+        };
+        end.unwrap();
+        let events: Vec<ChatEvent> = events
+            .into_iter()
+            .filter_map(|event| match event {
+                ToolLoopEvent::Chat(event) => Some(event),
+                _ => None,
+            })
+            .collect();
+        let is_end = |event: &ChatEvent| matches!(event, ChatEvent::TurnEnd { .. });
+        for (i, turn) in events.split_inclusive(is_end).enumerate() {
+            assert_well_formed(turn);
+            match call(turn) {
+                Some((name, arguments)) if name == "book" => validate(&book, arguments),
+                Some(_) => {}
+                None => {
+                    assert!(i > 0, "the first turn has to call");
+                    if options.response_format.is_some() {
+                        validate(&book, &answer(turn));
+                    }
+                }
+            }
+            turns += 1;
+        }
+    }
+    assert!(turns > 4, "{turns}");
 }
 
 #[test]

@@ -178,7 +178,8 @@ fn a_tool_that_cannot_be_enforced_is_named() {
         assert_refused(&args, &[str(&bad), "tool `get_weather`", "colour"]);
     }
     let good = file(&dir, "good.json", tools(&location("city")).to_string());
-    assert_refused(&["--tools", str(&good), "--tool-choice", "paint"], &["tool_choice", "`paint`"]);
+    let args = ["--tools", str(&good), "--tool-choice", "paint"];
+    assert_refused(&args, &["tool_choice", "`paint`", "hint: offer the tool"]);
     let none = file(&dir, "none.json", "[]");
     let args = ["--tools", str(&none), "--tool-choice", "required"];
     assert_refused(&args, &["tool_choice", "no tool"]);

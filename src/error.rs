@@ -5,6 +5,7 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// The library's result type.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -162,6 +163,24 @@ pub enum Error {
         /// What is wrong with it.
         message: String,
     },
+    /// An engine has as many waiting requests as it may have.
+    #[error("{limit} requests wait already, which is the engine's limit")]
+    QueueFull {
+        /// The limit, `max_waiting` of the engine's options.
+        limit: usize,
+    },
+    /// The engine has ended, or takes no new requests since it is about to.
+    #[error("the engine has stopped: {reason}")]
+    EngineStopped {
+        /// Why.
+        reason: String,
+    },
+    /// A request was not done within its time.
+    #[error("the request was not done within {limit:?}")]
+    TimedOut {
+        /// The request's `timeout`.
+        limit: Duration,
+    },
     /// A generation cannot go on within its grammar.
     #[error("the grammar cannot be continued at token {index}: {message}")]
     Constraint {
@@ -260,6 +279,11 @@ impl Error {
                                        the files' checksums"
                 .into(),
             Self::AllBanned { .. } => "allow at least one token: loosen the logit bias".into(),
+            Self::QueueFull { .. } => "try again in a while, or raise the engine's `max_waiting` \
+                                       or `max_running`"
+                .into(),
+            Self::EngineStopped { .. } => "start a new engine".into(),
+            Self::TimedOut { .. } => "ask for fewer tokens, or give the request more time".into(),
             Self::Grammar { part, .. } if part == "tool_choice" => {
                 "offer the tool, or choose among those that are offered".into()
             }

@@ -51,6 +51,7 @@ mod completion;
 pub mod config;
 #[cfg(feature = "constrain")]
 pub mod constrain;
+pub mod engine;
 mod error;
 mod fingerprint;
 mod generate;

@@ -1,6 +1,6 @@
 //! Tokens of the model's output as the text that is shown.
 
-use crate::chat::events::{ChatEvent, EndReason};
+use crate::chat::events::{ChatEvent, EndReason, Part};
 use crate::chat::harmony::HarmonyParser;
 use crate::error::Result;
 use crate::stop::StopMatcher;
@@ -54,6 +54,15 @@ impl VisibleText {
                 (shown, stopped.is_some())
             }
         })
+    }
+
+    /// Where in the turn the token stands that was pushed last; where everything is shown, all of it
+    /// is the answer.
+    pub(crate) fn part_of(&self, id: u32) -> Part {
+        match self {
+            Self::Final(parser) => parser.part_of(id),
+            Self::Plain { .. } => Part::Final,
+        }
     }
 
     /// What was held back and will not be completed any more, and whether a stop string ended it.

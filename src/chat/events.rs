@@ -95,6 +95,25 @@ pub enum Defect {
     NotEnded,
 }
 
+/// Where in the model's turn a token stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Part {
+    /// In the header of a message, or a control token.
+    Header,
+    /// In reasoning.
+    Analysis,
+    /// In a remark that comes before the answer.
+    Commentary,
+    /// In the answer.
+    Final,
+    /// In the arguments of a call.
+    ToolCall,
+    /// Behind the turn's end; also the token that completes a stop string.
+    Ended,
+}
+
 /// Why a turn ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]

@@ -68,7 +68,7 @@ use std::collections::BTreeSet;
 
 use serde::de::IgnoredAny;
 
-use super::events::{ChatEvent, Defect, EndReason};
+use super::events::{ChatEvent, Defect, EndReason, Part};
 use super::header::{Fields, Header, Mark, Reading, may_grow};
 use crate::error::Result;
 use crate::stop::StopMatcher;
@@ -228,6 +228,21 @@ impl HarmonyParser {
     /// The stop string that was found, as an index into the list, until the turn is finished.
     pub fn stopped(&self) -> Option<usize> {
         self.stop.stopped()
+    }
+
+    /// Where in the turn the token stands that was pushed last.
+    pub fn part_of(&self, id: u32) -> Part {
+        match &self.state {
+            _ if self.tokenizer.is_special(id) => Part::Header,
+            State::Header(_) => Part::Header,
+            State::Over => Part::Ended,
+            State::Body(body) => match &body.kind {
+                Kind::Analysis => Part::Analysis,
+                Kind::Commentary => Part::Commentary,
+                Kind::Final => Part::Final,
+                Kind::Call { .. } => Part::ToolCall,
+            },
+        }
     }
 
     fn text(&mut self, bytes: &[u8], events: &mut Vec<ChatEvent>) {

@@ -280,6 +280,21 @@ impl Steps {
         Ok(Some(token))
     }
 
+    /// The prompt, until it is fed.
+    pub(crate) fn prompt(&self) -> &[u32] {
+        &self.prompt
+    }
+
+    /// Most tokens that are generated.
+    pub(crate) fn max_tokens(&self) -> usize {
+        self.max_tokens
+    }
+
+    /// Ends the output as if it had been cancelled.
+    pub(crate) fn cancel(&mut self) {
+        self.finish.get_or_insert(FinishReason::Cancelled);
+    }
+
     /// Ends the output as if the model had stopped.
     pub(crate) fn stop(&mut self) {
         self.finish = Some(FinishReason::Stop);

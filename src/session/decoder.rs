@@ -1,6 +1,6 @@
 //! What the generation loop drives: a model and the session that it writes to.
 
-use mlx_rs::{Array, transforms};
+use mlx_rs::{Array, ops, transforms};
 
 use super::Session;
 use crate::cache::KvPolicy;
@@ -78,6 +78,35 @@ impl<'a> Decoder<'a> {
     /// A model with a session of its own to go on with.
     pub(crate) fn of(model: &'a Model, session: Session) -> Self {
         Self { model, session: Held::Own(Box::new(session)) }
+    }
+
+    /// Whether the sequence can take another token.
+    pub(crate) fn check_step(&self) -> Result<()> {
+        self.model.check_row(&self.session().cache)
+    }
+
+    /// [`TokenSource::step`] of several sequences of one model: their tokens u32 [1] in, the logits
+    /// after each [vocabulary] out, lazily.
+    pub(crate) fn step_many(rows: &mut [(&mut Self, Array)]) -> Result<Vec<Array>> {
+        let Some(model) = rows.first().map(|(decoder, _)| decoder.model) else {
+            return Ok(Vec::new());
+        };
+        if let [(decoder, token)] = rows {
+            return Ok(vec![decoder.step(token)?]);
+        }
+        let tokens: Vec<&Array> = rows.iter().map(|(_, token)| token).collect();
+        let tokens = ops::concatenate(&tokens, 0)?;
+        let mut caches: Vec<_> =
+            rows.iter_mut().map(|(decoder, _)| &mut decoder.session_mut().cache).collect();
+        let logits = model.step_batch(&tokens, &mut caches)?;
+        let mut rest = ops::split_equal(&logits, i32::try_from(rows.len()).unwrap_or(i32::MAX), 0)?;
+        rest.truncate(rows.len());
+        for (decoder, token) in rows {
+            let session = decoder.session_mut();
+            session.read_last()?;
+            session.last = Some(token.clone());
+        }
+        rest.into_iter().map(|row| Ok(row.reshape(&[-1])?)).collect()
     }
 
     /// What the sequence has come to, to go on with later. Waits for what is being computed. None

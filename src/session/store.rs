@@ -91,15 +91,20 @@ impl PrefixStore {
         let goes = |kept: &Session| alike(kept) && session.covers(kept.prompt());
         self.entries.retain(|kept| !goes(&kept.session));
         self.entries.push(Entry { session: session.clone(), bytes });
+        self.shrink_to(self.budget);
+        true
+    }
+
+    /// Forgets sessions, least recently used first, until at most so many bytes are held.
+    pub fn shrink_to(&mut self, bytes: usize) {
         let mut total: usize = self.entries.iter().map(|entry| entry.bytes).sum();
         self.entries.retain(|entry| {
-            let goes = total > self.budget;
+            let goes = total > bytes;
             if goes {
                 total = total.saturating_sub(entry.bytes);
             }
             !goes
         });
-        true
     }
 
     /// What is held, and how lookups went.

@@ -1,0 +1,136 @@
+//! Queues, slow readers, and what does not fit.
+
+use std::time::{Duration, Instant};
+
+use gpt_oss_mlx::engine::{Engine, EngineEvent, EngineStats, EngineStream};
+use gpt_oss_mlx::{Error, FinishReason};
+
+use super::{chat, endless, read, start};
+
+/// Waits until the engine is as wanted.
+pub(super) fn until(engine: &Engine, wanted: impl Fn(&EngineStats) -> bool) -> EngineStats {
+    let started = Instant::now();
+    loop {
+        let stats = engine.stats();
+        if wanted(&stats) {
+            return stats;
+        }
+        assert!(started.elapsed() < Duration::from_secs(60), "{stats:?}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Waits for the first token of a stream.
+pub(super) fn begun(stream: &mut EngineStream) {
+    while !matches!(stream.blocking_next(), Some(Ok(EngineEvent::Text(_) | EngineEvent::Chat(_)))) {
+    }
+}
+
+#[test]
+fn a_slow_reader_holds_up_nobody_and_misses_nothing() {
+    let engine = start(|o| o.event_buffer = 4);
+    let wanted = read(engine.complete(endless(&[7, 8, 9], 300)).unwrap()).text();
+    let slow = engine.complete(endless(&[7, 8, 9], 300)).unwrap();
+    let paused = until(&engine, |stats| stats.paused == 1);
+    for _ in 0..3 {
+        let done = read(engine.complete(endless(&[1, 2, 3], 100)).unwrap());
+        assert_eq!(done.reason(), FinishReason::Length);
+    }
+    // It has not gone on: a few events are all that is held for it.
+    let stats = until(&engine, |stats| stats.paused == 1 && stats.running == 1);
+    let tokens = stats.generated_tokens - paused.generated_tokens;
+    assert_eq!(tokens, 300, "those of the others");
+    let done = read(slow);
+    assert_eq!((done.text(), done.reason()), (wanted, FinishReason::Length));
+}
+
+#[test]
+fn a_full_queue_refuses_at_once() {
+    let engine = start(|o| (o.max_running, o.max_waiting) = (1, 2));
+    let mut running = engine.complete(endless(&[1, 2], 5000)).unwrap();
+    begun(&mut running);
+    let waiting: Vec<_> = (0..2).map(|_| engine.complete(endless(&[3], 2)).unwrap()).collect();
+    let refused = engine.complete(endless(&[3], 2)).unwrap_err();
+    assert!(matches!(refused, Error::QueueFull { limit: 2 }), "{refused}");
+    assert!(matches!(engine.chat(chat("Hi", |_| ())), Err(Error::QueueFull { .. })));
+    drop(running);
+    for stream in waiting {
+        assert_eq!(read(stream).reason(), FinishReason::Length);
+    }
+    assert_eq!(read(engine.complete(endless(&[3], 2)).unwrap()).reason(), FinishReason::Length);
+}
+
+#[test]
+fn what_does_not_fit_now_waits_and_what_never_fits_is_refused() {
+    let free = start(|_| ());
+    let mut running = free.complete(endless(&[1], 599)).unwrap();
+    begun(&mut running);
+    let bytes = until(&free, |stats| stats.running == 1).reserved_bytes;
+    drop(running);
+    let engine = start(|o| o.cache_bytes = Some(bytes * 3 / 2));
+    let error = read(engine.complete(endless(&[1], 5000)).unwrap()).error();
+    assert!(matches!(error, Error::Argument { name: "max_tokens", .. }), "{error}");
+    let mut first = engine.complete(endless(&[1], 599)).unwrap();
+    begun(&mut first);
+    let second = engine.complete(endless(&[2], 599)).unwrap();
+    let stats = until(&engine, |stats| (stats.running, stats.waiting) == (1, 1));
+    assert_eq!(stats.reserved_bytes, bytes);
+    assert_eq!(read(first).reason(), FinishReason::Length);
+    assert_eq!(read(second).reason(), FinishReason::Length);
+    let stats = until(&engine, |stats| stats.running == 0);
+    let kept = u64::try_from(stats.prefixes.bytes).unwrap();
+    assert!(kept <= bytes * 3 / 2, "{stats:?}");
+}
+
+#[test]
+fn a_bad_request_fails_alone() {
+    let engine = start(|_| ());
+    let mut good = engine.complete(endless(&[1, 2], 400)).unwrap();
+    begun(&mut good);
+    let context = engine.model().context_limit;
+    let vocabulary = u32::try_from(engine.model().vocab_size).unwrap();
+    let error = |request| read(engine.complete(request).unwrap()).error();
+    assert!(matches!(error(endless(&[], 1)), Error::Argument { name: "prompt", .. }));
+    assert!(matches!(error(endless(&[vocabulary], 1)), Error::Argument { name: "prompt", .. }));
+    assert!(matches!(error(endless(&vec![1; context], 1)), Error::ContextFull { .. }));
+    let chat = |change: fn(&mut gpt_oss_mlx::ChatOptions)| {
+        read(engine.chat(chat("Explain Macros.", change)).unwrap()).error()
+    };
+    let wrong = chat(|o| o.stop = vec![String::new()]);
+    assert!(matches!(wrong, Error::Argument { name: "stop", .. }), "{wrong}");
+    let wrong = chat(|o| o.generate.sampling.top_p = 2.0);
+    assert!(matches!(wrong, Error::Argument { name: "top_p", .. }), "{wrong}");
+    let banned = chat(|o| {
+        o.generate.sampling.logit_bias = (0..2048).map(|id| (id, f32::NEG_INFINITY)).collect();
+    });
+    assert!(matches!(banned, Error::AllBanned { .. }), "{banned}");
+    assert_eq!(read(good).reason(), FinishReason::Length);
+    assert!(until(&engine, |stats| stats.failed == 6).stopped == 0);
+}
+
+#[test]
+fn a_long_prompt_holds_up_the_others_for_a_chunk_at_a_time() {
+    let engine = start(|o| o.prefill_chunk = 64);
+    let mut running = engine.complete(endless(&[1, 2], 3000)).unwrap();
+    begun(&mut running);
+    let before = engine.stats().steps;
+    let long: Vec<u32> = (0..1500).map(|i| i % 1000).collect();
+    let mut long = engine.complete(endless(&long, 1)).unwrap();
+    let mut chunks = 0;
+    loop {
+        match long.blocking_next().unwrap().unwrap() {
+            EngineEvent::Prefill { .. } => chunks += 1,
+            EngineEvent::Text(_) => break,
+            EngineEvent::Finished { .. } => break,
+            _ => {}
+        }
+        // Else the running request would pause for us.
+        while engine.stats().paused > 0 {
+            let _ = running.blocking_next();
+        }
+    }
+    let stats = until(&engine, |stats| stats.running == 1 || stats.at_length == 2);
+    assert_eq!(chunks, 1500usize.div_ceil(64));
+    // A step between any two chunks, but where the reader was slow.
+    assert!(stats.steps - before >= chunks as u64 / 2, "{stats:?}, {before} before");
+}

@@ -834,7 +834,7 @@ fn what_is_enforced_stays_so_after_the_call_that_was_demanded() {
         for (i, turn) in events.split_inclusive(is_end).enumerate() {
             assert_well_formed(turn);
             match call(turn) {
-                Some((name, arguments)) if name == "book" => validate(&book, arguments),
+                Some(("book", arguments)) => validate(&book, arguments),
                 Some(_) => {}
                 None => {
                     assert!(i > 0, "the first turn has to call");

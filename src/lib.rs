@@ -25,6 +25,7 @@
 //! logits into a token, [`tokenizer`], [`chat`] and [`stop`] turn tokens into text and back.
 
 #![cfg_attr(doctest, doc = include_str!("../README.md"))]
+#![cfg_attr(doctest, doc = include_str!("../docs/engine.md"))]
 #![cfg_attr(doctest, doc = include_str!("../docs/harmony.md"))]
 #![cfg_attr(all(doctest, feature = "constrain"), doc = include_str!("../docs/constrained.md"))]
 #![deny(missing_docs, unsafe_code, unreachable_pub)]

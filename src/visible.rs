@@ -10,7 +10,8 @@ use crate::tokenizer::{Detokenizer, Tokenizer};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Visible {
     /// The answer: the messages of the `final` channel, without control tokens. For prompts that
-    /// end where the assistant's turn begins, as [`TextModel::chat_prompt`](crate::TextModel::chat_prompt) makes them.
+    /// end where the assistant's turn begins, as
+    /// [`TextModel::chat_prompt`](crate::TextModel::chat_prompt) makes them.
     #[default]
     Final,
     /// Everything, control tokens by their names.

@@ -6,72 +6,17 @@ mod common;
 use std::path::Path;
 
 use common::rng::Rng;
+use common::script::Script;
 use gpt_oss_mlx::chat::events::{ChatEvent, Defect, EndReason};
 use gpt_oss_mlx::{
-    CancelToken, Chat, ChatOptions, Completion, CompletionOptions, Device, Error, FinishReason,
-    Generation, Piece, Result, TokenSource, Tokenizer, Visible,
+    CancelToken, Chat, ChatOptions, Completion, CompletionOptions, Error, FinishReason, Generation,
+    Piece, Tokenizer, Visible,
 };
-use mlx_rs::Array;
 
 const DIR: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/gpt-oss-tiny");
-const VOCAB: usize = 2048;
 const ANSWER: &str = "<|channel|>analysis<|message|>The user asks about naïve cafés.<|end|>\
                       <|start|>assistant<|channel|>final<|message|>A naïve café: 🦀👩‍👩‍👧 und 你好.<|return|>";
 const SHOWN: &str = "A naïve café: 🦀👩‍👩‍👧 und 你好.";
-
-/// A model that says what it is told.
-#[derive(Debug)]
-struct Script {
-    ids: Vec<u32>,
-    stop: Vec<u32>,
-    position: usize,
-    said: usize,
-    /// Cancels when it is asked for the token of this number.
-    cancel: Option<(usize, CancelToken)>,
-}
-
-impl Script {
-    fn next(&mut self) -> Result<Array> {
-        self.position += 1;
-        if let Some((at, cancel)) = &self.cancel
-            && *at == self.said
-        {
-            cancel.cancel();
-        }
-        let id = self.ids.get(self.said).ok_or(Error::ContextFull { tokens: 0, limit: 0 })?;
-        self.said += 1;
-        let mut logits = vec![0f32; VOCAB];
-        logits[*id as usize] = 9.0;
-        Ok(Array::from_slice(&logits, &[VOCAB as i32]))
-    }
-}
-
-impl TokenSource for Script {
-    fn vocab_size(&self) -> usize {
-        VOCAB
-    }
-    fn context_limit(&self) -> usize {
-        100_000
-    }
-    fn position(&self) -> usize {
-        self.position
-    }
-    fn stop_ids(&self) -> &[u32] {
-        &self.stop
-    }
-    fn device(&self) -> Device {
-        Device::Cpu
-    }
-    fn prefill(&mut self, _: &[u32]) -> Result<()> {
-        Ok(())
-    }
-    fn logits(&mut self, _: &[u32]) -> Result<Array> {
-        self.next()
-    }
-    fn step(&mut self, _: &Array) -> Result<Array> {
-        self.next()
-    }
-}
 
 fn tokenizer() -> Tokenizer {
     Tokenizer::from_dir(Path::new(DIR)).unwrap()
@@ -92,10 +37,8 @@ fn run(
     cancel: Option<usize>,
     mut options: CompletionOptions,
 ) -> (Vec<Piece>, FinishReason) {
-    let stop = ["<|return|>", "<|call|>"].map(|name| tokenizer.token_id(name).unwrap());
     let token = CancelToken::default();
-    let cancel = cancel.map(|at| (at, token.clone()));
-    let script = Script { ids: ids.to_vec(), stop: stop.into(), position: 0, said: 0, cancel };
+    let script = Script::new(tokenizer, ids, cancel.map(|at| (at, token.clone())));
     options.generate.max_tokens = ids.len();
     options.generate.cancel = token;
     let generation = Generation::new(script, &[1], &options.generate).unwrap();
@@ -254,7 +197,7 @@ fn a_tool_call_ends_without_text() {
 #[test]
 fn an_empty_stop_string_is_refused_and_an_error_ends_it_once() {
     let tokenizer = tokenizer();
-    let script = || Script { ids: vec![1, 1], stop: vec![], position: 0, said: 0, cancel: None };
+    let script = || Script::new(&tokenizer, &[1, 1], None);
     let generation = || Generation::new(script(), &[1], &Default::default()).unwrap();
     let refused = Completion::new(generation(), &tokenizer, &options(Visible::Final, &[""]));
     assert!(matches!(refused, Err(Error::Argument { .. })), "{refused:?}");
@@ -272,12 +215,10 @@ fn an_empty_stop_string_is_refused_and_an_error_ends_it_once() {
 fn events(script: &str, cancel: Option<usize>, options: &mut ChatOptions) -> Vec<ChatEvent> {
     let tokenizer = tokenizer();
     let ids = tokenizer.encode(script, true).unwrap();
-    let stop = ["<|return|>", "<|call|>"].map(|name| tokenizer.token_id(name).unwrap());
     let token = CancelToken::default();
-    let cancel = cancel.map(|at| (at, token.clone()));
+    let script = Script::new(&tokenizer, &ids, cancel.map(|at| (at, token.clone())));
     options.generate.max_tokens = options.generate.max_tokens.min(ids.len());
     options.generate.cancel = token;
-    let script = Script { ids: ids.clone(), stop: stop.into(), position: 0, said: 0, cancel };
     let generation = Generation::new(script, &[1], &options.generate).unwrap();
     let mut chat = Chat::new(generation, &tokenizer, options).unwrap();
     let events: Vec<_> = chat.by_ref().map(|event| event.unwrap()).collect();
@@ -347,7 +288,7 @@ fn a_call_as_events() {
 #[test]
 fn a_turn_that_fails_gives_its_error_once() {
     let tokenizer = tokenizer();
-    let script = |ids| Script { ids, stop: vec![], position: 0, said: 0, cancel: None };
+    let script = |ids: Vec<u32>| Script::new(&tokenizer, &ids, None);
     let options = ChatOptions::default();
     let generation = |ids| Generation::new(script(ids), &[1], &options.generate).unwrap();
     let mut chat = Chat::new(generation(vec![65, 65]), &tokenizer, &options).unwrap();

@@ -1,6 +1,8 @@
 //! Conversations in which the model calls tools: the bundled model, and scripts for what it would
 //! not do.
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::future::pending;
 use std::path::Path;
@@ -10,6 +12,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
+use common::script::Script;
 use gpt_oss_mlx::chat::events::{ChatEvent, Defect, EndReason};
 use gpt_oss_mlx::chat::tool_loop::{
     Step, ToolError, ToolFuture, ToolHandler, ToolLoop, ToolLoopEnd, ToolLoopEvent, ToolResult,
@@ -20,14 +23,12 @@ use gpt_oss_mlx::chat::{
 #[cfg(feature = "constrain")]
 use gpt_oss_mlx::constrain::{ResponseFormat, ToolChoice};
 use gpt_oss_mlx::{
-    CancelToken, Chat, ChatOptions, Device, Error, Generation, LoadOptions, Result, Session,
-    TextModel, TokenSource, Tokenizer,
+    CancelToken, Chat, ChatOptions, Error, Generation, LoadOptions, Result, Session, TextModel,
+    Tokenizer,
 };
-use mlx_rs::Array;
 use serde_json::json;
 
 const DIR: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/gpt-oss-tiny");
-const VOCAB: usize = 2048;
 #[cfg(feature = "constrain")]
 const PARIS: &str = r#"{"location":"Paris"}"#;
 const SUNNY: &str = r#"{"sky":"sunny","celsius":21}"#;
@@ -359,65 +360,17 @@ fn a_map_of_handlers_is_a_handler() {
     assert_eq!(ask(&handlers), Ok(SUNNY.into()));
 }
 
-/// A model that says what it is told.
-struct Script {
-    ids: Vec<u32>,
-    stop: Vec<u32>,
-    said: usize,
-}
-
-impl Script {
-    fn next(&mut self) -> Result<Array> {
-        let id = self.ids.get(self.said).ok_or(Error::ContextFull { tokens: 0, limit: 0 })?;
-        self.said += 1;
-        let mut logits = vec![0f32; VOCAB];
-        logits[*id as usize] = 9.0;
-        Ok(Array::from_slice(&logits, &[VOCAB as i32]))
-    }
-}
-
-impl TokenSource for Script {
-    fn vocab_size(&self) -> usize {
-        VOCAB
-    }
-    fn context_limit(&self) -> usize {
-        100_000
-    }
-    fn position(&self) -> usize {
-        self.said
-    }
-    fn stop_ids(&self) -> &[u32] {
-        &self.stop
-    }
-    fn device(&self) -> Device {
-        Device::Cpu
-    }
-    fn begin(&mut self, _: &[u32]) -> Result<usize> {
-        Ok(0)
-    }
-    fn prefill(&mut self, _: &[u32]) -> Result<()> {
-        Ok(())
-    }
-    fn logits(&mut self, _: &[u32]) -> Result<Array> {
-        self.next()
-    }
-    fn step(&mut self, _: &Array) -> Result<Array> {
-        self.next()
-    }
-}
-
 static TOKENIZER: OnceLock<Tokenizer> = OnceLock::new();
 
 /// A turn by script, up to the token before which it is cancelled.
 fn scripted(text: &str, cancelled: Option<usize>, length: usize) -> Chat<Script> {
     let tokenizer = TOKENIZER.get_or_init(|| Tokenizer::from_dir(Path::new(DIR)).unwrap());
     let ids = tokenizer.encode(text, true).unwrap();
-    let stop = ["<|return|>", "<|call|>"].map(|name| tokenizer.token_id(name).unwrap());
     let mut options = ChatOptions::default();
     options.generate.max_tokens = length.min(ids.len());
     let cancel = CancelToken::default();
     options.generate.cancel = cancel.clone();
-    let script = Script { ids, stop: stop.into(), said: 0 };
+    let script = Script::new(tokenizer, &ids, None);
     let generation = Generation::new(script, &[1], &options.generate).unwrap();
     let mut chat = Chat::new(generation, tokenizer, &options).unwrap();
     if let Some(cancelled) = cancelled {

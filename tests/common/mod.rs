@@ -14,4 +14,5 @@ pub mod reference;
 pub mod rng;
 pub mod safetensors;
 pub mod sampling;
+pub mod script;
 pub mod yarn;

@@ -67,6 +67,10 @@ pub enum Error {
     /// The checkpoint's tensors are not the ones that the config asks for.
     #[error(transparent)]
     Tensors(#[from] TensorMismatch),
+    /// A model could not be had by its name.
+    #[cfg(feature = "hub")]
+    #[error(transparent)]
+    Hub(#[from] crate::hub::HubError),
     /// An MLX operation failed.
     #[error("MLX {op} failed: {message}")]
     Mlx {
@@ -239,6 +243,8 @@ impl Error {
             Self::Tensors(_) => "config.json and the safetensors files must come from the same \
                                  conversion of a GPT-OSS model; download the folder again"
                 .into(),
+            #[cfg(feature = "hub")]
+            Self::Hub(error) => error.hint(),
             Self::Mlx { message, .. } if message.to_ascii_lowercase().contains("alloc") => {
                 "the device ran out of memory: close other programs, shorten the context or take \
                  a smaller model"

@@ -56,6 +56,8 @@ pub mod engine;
 mod error;
 mod fingerprint;
 mod generate;
+#[cfg(feature = "hub")]
+pub mod hub;
 mod linear;
 mod memory;
 #[allow(unsafe_code)]

@@ -20,14 +20,16 @@
 //! [`Model::forward`] one step of it. Everything that can go wrong is an [`Error`] that names what
 //! is wrong; [`Error::hint`] says what to do.
 //!
-//! Data flows one way through the modules: [`config`] and [`checkpoint`] read a folder's files,
-//! [`weights`] maps tensors to parameters, the model turns token ids into logits, [`sampler`] turns
-//! logits into a token, [`tokenizer`], [`chat`] and [`stop`] turn tokens into text and back.
+//! Data flows one way through the modules: `hub` finds a model's folder, [`config`] and
+//! [`checkpoint`] read its files, [`weights`] maps tensors to parameters, the model turns token ids
+//! into logits, [`sampler`] turns logits into a token, [`tokenizer`], [`chat`] and [`stop`] turn
+//! tokens into text and back.
 
 #![cfg_attr(doctest, doc = include_str!("../README.md"))]
 #![cfg_attr(doctest, doc = include_str!("../docs/engine.md"))]
 #![cfg_attr(doctest, doc = include_str!("../docs/harmony.md"))]
 #![cfg_attr(all(doctest, feature = "constrain"), doc = include_str!("../docs/constrained.md"))]
+#![cfg_attr(all(doctest, feature = "hub"), doc = include_str!("../docs/hub.md"))]
 #![deny(missing_docs, unsafe_code, unreachable_pub)]
 #![deny(
     clippy::unwrap_used,

@@ -2,7 +2,6 @@
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
-use std::path::PathBuf;
 
 use clap::Parser;
 use gpt_oss_mlx::chat::ReasoningEffort;
@@ -20,9 +19,9 @@ const BUNDLED_MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/gpt-oss
 #[derive(Debug, Parser)]
 #[command(name = "chat")]
 pub struct Args {
-    /// Model folder: config.json, tokenizer.json, safetensors files
-    #[arg(long, value_name = "DIR", default_value = BUNDLED_MODEL)]
-    pub model: PathBuf,
+    /// A model's folder, or OWNER/NAME[@REVISION] on the Hugging Face Hub, which is downloaded once
+    #[arg(long, value_name = "NAME_OR_DIR", default_value = BUNDLED_MODEL)]
+    pub model: String,
     /// The system message
     #[arg(long, value_name = "TEXT")]
     pub system: Option<String>,

@@ -6,6 +6,8 @@ mod dialogue;
 mod file;
 mod input;
 mod interrupt;
+#[path = "../common/model.rs"]
+mod model;
 mod screen;
 mod tools;
 
@@ -47,8 +49,9 @@ fn app(args: &Args) -> Result<(), Failure> {
     let options = args.chat_options()?;
     let mut input = Input::new()?;
     let interrupt = Interrupt::install()?;
+    let folder = model::folder(&args.model)?;
     let mut screen = Screen::new();
-    let model = TextModel::load_with_progress(&args.model, &args.load_options(), |done, total| {
+    let model = TextModel::load_with_progress(&folder, &args.load_options(), |done, total| {
         screen.status(&format!("loading {}%", 100 * done / total.max(1)));
     })?;
     screen.end_line()?;

@@ -35,9 +35,9 @@ const DEFAULT_QUESTION: &str = "Explain Dangling References.";
     group = ArgGroup::new("kv").args(["kv_bits", "kv_key_bits", "kv_value_bits"]).multiple(true),
 )]
 pub struct Args {
-    /// Model folder: config.json, tokenizer.json, safetensors files
-    #[arg(long, value_name = "DIR", default_value = BUNDLED_MODEL)]
-    pub model: PathBuf,
+    /// A model's folder, or OWNER/NAME[@REVISION] on the Hugging Face Hub, which is downloaded once
+    #[arg(long, value_name = "NAME_OR_DIR", default_value = BUNDLED_MODEL)]
+    pub model: String,
     /// The user's message
     #[arg(long, value_name = "TEXT")]
     prompt: Option<String>,

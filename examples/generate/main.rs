@@ -2,6 +2,8 @@
 
 mod args;
 mod memory;
+#[path = "../common/model.rs"]
+mod model;
 mod output;
 mod prompt_cache;
 #[cfg(feature = "constrain")]
@@ -44,7 +46,8 @@ fn is_closed_pipe(failure: &(dyn std::error::Error + 'static)) -> bool {
 
 fn app(args: &Args) -> Result<(), Failure> {
     if args.memory {
-        let estimate = Model::estimate_memory(&args.model, &args.load_options())?;
+        let folder = model::folder(&args.model)?;
+        let estimate = Model::estimate_memory(&folder, &args.load_options())?;
         return Ok(memory::print(args, &estimate)?);
     }
     #[cfg_attr(not(feature = "constrain"), expect(unused_mut))]
@@ -52,9 +55,10 @@ fn app(args: &Args) -> Result<(), Failure> {
     #[cfg(feature = "constrain")]
     schema::apply(args, &mut prompt, &mut options)?;
     let loaded = end_on_ctrl_c(options.generate.cancel.clone())?;
+    let folder = model::folder(&args.model)?;
 
     let bar = progress_bar("loading", "{bytes}/{total_bytes}");
-    let model = TextModel::load_with_progress(&args.model, &args.load_options(), |done, total| {
+    let model = TextModel::load_with_progress(&folder, &args.load_options(), |done, total| {
         bar.set_length(total);
         bar.set_position(done);
     })?;

@@ -23,7 +23,7 @@ pub fn print(args: &Args, estimate: &MemoryEstimate) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     if args.json {
         let table = Table {
-            model: args.model.display().to_string(),
+            model: args.model.clone(),
             available: estimate.available,
             largest_context,
             contexts: &rows,

@@ -125,7 +125,7 @@ impl<'a> Report<'a> {
         let line = figures.line(&timings, reason, &kv);
         if self.args.json {
             let answer = Answer {
-                model: self.args.model.display().to_string(),
+                model: self.args.model.clone(),
                 prompt_tokens: self.prompt,
                 tokens: &self.tokens,
                 text: &self.text,

@@ -110,20 +110,13 @@ impl<'a> Client<'a> {
                 let (host, reason) = (origin.host.clone(), reason_of(&error));
                 Fault::Retry(HubProblem::Network { host, reason }, None)
             })?;
-            let next = match answer.headers().get(LOCATION) {
-                Some(location) if answer.status().is_redirection() => {
-                    joined(&uri, location).ok_or_else(unusable)?
-                }
+            uri = match answer.headers().get(LOCATION) {
+                Some(location) if answer.status().is_redirection() => next(&uri, location)?,
                 _ => return self.checked(answer, &origin.host, with_token),
             };
-            let next_origin = Origin::of(&next).ok_or_else(unusable)?;
-            if origin.secure && !next_origin.secure {
-                return Err(malformed("it leads from https to http").into());
-            }
-            if ask == Ask::Headers && next_origin != origin {
+            if ask == Ask::Headers && Origin::of(&uri).as_ref() != Some(&origin) {
                 return Ok(answer);
             }
-            uri = next;
         }
         Err(malformed("it leads from one address to another without end").into())
     }
@@ -235,19 +228,25 @@ impl Origin {
     }
 }
 
-/// Where a redirection leads, seen from where it was met.
-fn joined(from: &Uri, location: &HeaderValue) -> Option<Uri> {
-    let location = location.to_str().ok()?;
-    let whole = match (location.split_once("://"), location.strip_prefix("//")) {
-        (Some(_), _) if !location.starts_with('/') => location.to_owned(),
-        (_, Some(rest)) => format!("{}://{rest}", from.scheme_str()?),
-        _ if location.starts_with('/') => {
-            format!("{}://{}{location}", from.scheme_str()?, from.authority()?)
-        }
-        // Relative to a folder: no Hub does that.
-        _ => return None,
+/// Where a redirection leads.
+fn next(from: &Uri, location: &HeaderValue) -> Checked<Uri> {
+    let unusable = || malformed("it leads to an address that is none");
+    let location = location.to_str().map_err(|_| unusable())?;
+    let scheme = from.scheme_str().ok_or_else(unusable)?;
+    let whole = if let Some(rest) = location.strip_prefix("//") {
+        format!("{scheme}://{rest}")
+    } else if location.starts_with('/') {
+        format!("{scheme}://{}{location}", from.authority().ok_or_else(unusable)?)
+    } else {
+        // One that is relative to a folder has no scheme: no Hub sends that.
+        location.to_owned()
     };
-    whole.parse().ok()
+    let next: Uri = whole.parse().map_err(|_| unusable())?;
+    let origin = Origin::of(&next).ok_or_else(unusable)?;
+    match scheme == "https" && !origin.secure {
+        true => Err(malformed("it leads from https to http")),
+        false => Ok(next),
+    }
 }
 
 /// How long the server asks to wait: seconds or a date.
@@ -310,13 +309,15 @@ mod tests {
     fn where_a_redirection_leads() {
         let from = "https://hub.co/a/b?c=d".parse().unwrap();
         let join = |location: &str| {
-            joined(&from, &HeaderValue::from_str(location).unwrap()).map(|uri| uri.to_string())
+            next(&from, &HeaderValue::from_str(location).unwrap()).ok().map(|uri| uri.to_string())
         };
         assert_eq!(join("/x/y?z=1").unwrap(), "https://hub.co/x/y?z=1");
         assert_eq!(join("/x?u=http://other/").unwrap(), "https://hub.co/x?u=http://other/");
         assert_eq!(join("//cdn.co/x").unwrap(), "https://cdn.co/x");
         assert_eq!(join("https://cdn.co/x").unwrap(), "https://cdn.co/x");
-        assert_eq!(join("x/y"), None);
+        for none in ["x/y", "http://hub.co/a", "http://cdn.co/x", "file:///etc/passwd", ""] {
+            assert_eq!(join(none), None, "{none}");
+        }
     }
 
     #[test]

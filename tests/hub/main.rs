@@ -3,6 +3,7 @@
 #![cfg(unix)]
 
 mod cache;
+mod cli;
 mod damaged;
 mod refused;
 mod resumed;

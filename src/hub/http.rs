@@ -1,6 +1,7 @@
 //! Requests: where they may lead, who gets the token, what an answer's status means, and when to
 //! try again.
 
+use std::io;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -108,7 +109,11 @@ impl<'a> Client<'a> {
             let request = request.body(()).map_err(|_| unusable())?;
             let answer = self.agent.run(request).map_err(|error| {
                 let (host, reason) = (origin.host.clone(), reason_of(&error));
-                Fault::Retry(HubProblem::Network { host, reason }, None)
+                let problem = HubProblem::Network { host, reason };
+                match is_lasting(&error) {
+                    true => problem.into(),
+                    false => Fault::Retry(problem, None),
+                }
             })?;
             uri = match answer.headers().get(LOCATION) {
                 Some(location) if answer.status().is_redirection() => next(&uri, location)?,
@@ -258,6 +263,15 @@ fn retry_after(answer: &Response<Body>) -> Option<Duration> {
     let date = jiff::fmt::rfc2822::parse(text).ok()?;
     let wait = date.timestamp().duration_since(Timestamp::now());
     Some(Duration::try_from(wait).unwrap_or_default())
+}
+
+/// Whether it would be no different the next time: a certificate that is not trusted, say.
+fn is_lasting(error: &ureq::Error) -> bool {
+    match error {
+        ureq::Error::Io(error) => error.kind() == io::ErrorKind::InvalidData,
+        ureq::Error::Rustls(_) | ureq::Error::Tls(_) => true,
+        _ => false,
+    }
 }
 
 /// What failed, without addresses: theirs may be signed.

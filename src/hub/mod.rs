@@ -54,6 +54,9 @@ use crate::error::Result;
 /// The longest list of files that is read: 16 MiB.
 const MAX_LISTING_BYTES: u64 = 16 << 20;
 
+/// Most attempts after a first one that failed, before anything was downloaded.
+const LIST_RETRIES: u32 = 2;
+
 /// What a part of an address is made of; everything else is escaped.
 const PART: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
@@ -184,8 +187,8 @@ fn resolve(
     }
 
     let client = Client::new(options)?;
-    // Who has all of it does not wait long to hear that there is nothing new.
-    let retries = if complete.is_some() { 0 } else { options.retries };
+    // Who is offline should not wait long to hear it, least of all who has everything already.
+    let retries = if complete.is_some() { 0 } else { options.retries.min(LIST_RETRIES) };
     let listing = client.persist(progress, retries, |_, _| list(&client, repo, options));
     let listing = match (listing, complete) {
         (Err(Fault::Problem(problem)), Some(folder)) if is_outage(&problem) => {

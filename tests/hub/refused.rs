@@ -1,5 +1,9 @@
 //! What the Hub does not give, and tokens.
 
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::thread;
+
 use gpt_oss_mlx::hub::HubToken;
 
 use super::*;
@@ -217,6 +221,25 @@ fn a_host_that_is_not_there() {
     assert!(error.hint().contains("connection"), "{}", error.hint());
     assert!(matches!(problem(Err(error)), HubProblem::Network { .. }));
     assert_eq!(tree(dir.path()).len(), 0);
+}
+
+/// As with a certificate that nobody trusts.
+#[test]
+fn a_server_that_cannot_prove_who_it_is_is_not_asked_again() {
+    let (_server, _dir, mut options) = hub();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    options.endpoint = format!("https://{}", listener.local_addr().unwrap());
+    let without_tls = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.write_all(b"HTTP/1.1 400 This is no TLS\r\n\r\n").unwrap();
+        // Until the client has gone.
+        stream.read_to_end(&mut Vec::new()).ok();
+    });
+    let model = ModelRef::parse(NAME).unwrap();
+    let refused = model.resolve(&options, |event| panic!("{event:?}"));
+    let HubProblem::Network { reason, .. } = problem(refused) else { panic!() };
+    assert!(!reason.contains("time"), "{reason}");
+    without_tls.join().unwrap();
 }
 
 #[test]

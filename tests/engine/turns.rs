@@ -93,8 +93,8 @@ fn a_constraint_holds_beside_free_requests() {
         "required": ["location"], "additionalProperties": false});
     let tool = Tool::new("get_weather", "Get the current weather in a city.", parameters);
     let mut streams = Vec::new();
-    for i in 0..6 {
-        let mut request = chat(&format!("Explain {}.", TOPICS[i]), |o| {
+    for (i, topic) in TOPICS.iter().enumerate().take(6) {
+        let mut request = chat(&format!("Explain {topic}."), |o| {
             o.generate.sampling.temperature = 1.0;
             o.generate.max_tokens = 400;
             match i % 3 {

@@ -53,9 +53,11 @@ fn app(args: &Args) -> Result<(), Failure> {
     #[cfg_attr(not(feature = "constrain"), expect(unused_mut))]
     let (mut prompt, mut options) = args.prompt_and_options()?;
     #[cfg(feature = "constrain")]
-    schema::apply(args, &mut prompt, &mut options)?;
+    let schema = args.schema.as_deref().map(schema::read).transpose()?;
     let loaded = end_on_ctrl_c(options.generate.cancel.clone())?;
     let folder = model::folder(&args.model)?;
+    #[cfg(feature = "constrain")]
+    schema::apply(args, schema, &folder, &mut prompt, &mut options)?;
 
     let bar = progress_bar("loading", "{bytes}/{total_bytes}");
     let model = TextModel::load_with_progress(&folder, &args.load_options(), |done, total| {

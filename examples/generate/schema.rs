@@ -15,11 +15,13 @@ use crate::args::{Args, Prompt};
 /// tokenizer is enough to see what cannot be.
 pub fn apply(
     args: &Args,
+    schema: Option<Schema>,
+    folder: &Path,
     prompt: &mut Prompt,
     options: &mut CompletionOptions,
 ) -> Result<(), Failure> {
     let Prompt::Chat(conversation) = prompt else { return Ok(()) };
-    if args.schema.is_none() && args.tool_choice.is_none() {
+    if schema.is_none() && args.tool_choice.is_none() {
         return Ok(());
     }
     let mut spec = ConstraintSpec::for_conversation(conversation);
@@ -29,13 +31,12 @@ pub fn apply(
         Some("required") => ToolChoice::Required,
         Some(name) => ToolChoice::Function(name.into()),
     };
-    if let Some(path) = &args.schema {
-        let Schema { name, description, schema } = read(path)?;
+    if let Some(Schema { name, description, schema }) = schema {
         let told = Message::response_format(name, description.as_deref(), &schema);
         conversation.messages.push(told);
         spec.response_format = Some(ResponseFormat::JsonSchema(schema));
     }
-    let vocabulary = Vocabulary::new(&Tokenizer::from_dir(&args.model)?)?;
+    let vocabulary = Vocabulary::new(&Tokenizer::from_dir(folder)?)?;
     options.generate.constraint = vocabulary.compile(&spec).map_err(|error| named(error, args))?;
     Ok(())
 }
@@ -54,14 +55,15 @@ fn named(error: Error, args: &Args) -> Failure {
     }
 }
 
-struct Schema {
+/// A schema as a file holds it.
+pub struct Schema {
     name: String,
     description: Option<String>,
     schema: Value,
 }
 
 /// A JSON Schema alone, or as OpenAI's API takes it.
-fn read(path: &Path) -> Result<Schema, Failure> {
+pub fn read(path: &Path) -> Result<Schema, Failure> {
     let failed = |e: &dyn std::fmt::Display| {
         Failure::from(format!("cannot read the schema from {}: {e}", path.display()))
     };

@@ -2,6 +2,7 @@
 
 mod ends;
 mod limits;
+mod runtimes;
 mod turns;
 
 use std::path::PathBuf;

@@ -13,8 +13,8 @@ impl Wake for Unpark {
     }
 }
 
-/// Blocks this thread until the future is ready. Unlike the blocking calls of tokio's channels it
-/// may also be used in a thread of a runtime, which then waits.
+/// Blocks this thread until the future is ready. It may also be used in a thread of a runtime, which
+/// then waits; the future must not depend on that runtime.
 pub(super) fn block_on<T>(future: impl Future<Output = T>) -> T {
     let mut future = pin!(future);
     let waker = Waker::from(Arc::new(Unpark(thread::current())));

@@ -36,6 +36,7 @@
 //! the thread die, every stream and every later call says so.
 
 mod block;
+mod channel;
 mod events;
 mod options;
 mod output;
@@ -49,9 +50,9 @@ mod stream;
 
 use std::path::PathBuf;
 use std::sync::mpsc;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 pub use events::{EngineEvent, TokenEvent, Usage};
 pub use options::{ChatRequest, CompletionRequest, EngineOptions, Prompt, Shutdown};
@@ -60,12 +61,12 @@ pub use stats::EngineStats;
 pub use stream::EngineStream;
 
 use block::block_on;
+use channel::lock;
 use prepare::{Head, Submission, Work};
 use shared::{Command, Shared};
 use stream::Outlet;
 
 use crate::error::Result;
-use crate::generate::CancelToken;
 use crate::memory::MemoryEstimate;
 use crate::prompter::Prompter;
 use crate::tokenizer::Tokenizer;
@@ -116,8 +117,8 @@ impl Engine {
     /// [`Error::EngineStopped`](crate::Error::EngineStopped) when the engine has ended or is about
     /// to.
     pub fn chat(&self, request: ChatRequest) -> Result<EngineStream> {
-        let (cancel, timeout) = (request.options.generate.cancel.clone(), request.timeout);
-        self.submit(Work::Chat(Box::new(request)), cancel, timeout)
+        let timeout = request.timeout;
+        self.submit(Work::Chat(Box::new(request)), timeout)
     }
 
     /// Asks for the continuation of a text, as [`Engine::chat`] does for a turn.
@@ -125,21 +126,15 @@ impl Engine {
     /// # Errors
     /// As [`Engine::chat`].
     pub fn complete(&self, request: CompletionRequest) -> Result<EngineStream> {
-        let (cancel, timeout) = (request.options.generate.cancel.clone(), request.timeout);
-        self.submit(Work::Completion(Box::new(request)), cancel, timeout)
+        let timeout = request.timeout;
+        self.submit(Work::Completion(Box::new(request)), timeout)
     }
 
-    fn submit(
-        &self,
-        work: Work,
-        cancel: CancelToken,
-        timeout: Option<Duration>,
-    ) -> Result<EngineStream> {
+    fn submit(&self, work: Work, timeout: Option<Duration>) -> Result<EngineStream> {
         let Handle { shared, commands, submissions, event_buffer, .. } = &*self.0;
-        let ticket = Some(shared.ticket()?);
-        let (outlet, stream) =
-            Outlet::new(*event_buffer, cancel, commands.clone(), Arc::clone(shared));
-        let head = Head { outlet, ticket, submitted: Instant::now(), timeout };
+        let ticket = shared.ticket()?;
+        let (outlet, stream) = Outlet::new(*event_buffer, commands.clone(), Arc::clone(shared));
+        let head = Head::new(outlet, ticket, timeout);
         submissions.send(Submission { work, head }).map_err(|_| shared.stopped())?;
         Ok(stream)
     }
@@ -166,10 +161,8 @@ impl Engine {
         shared.stop("it was shut down");
         // One that has ended needs no telling.
         commands.send(Command::Shutdown(how)).ok();
-        let mut done = shared.done.subscribe();
-        // The sender lives as long as this handle.
-        done.wait_for(|done| *done).await.ok();
-        let thread = thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        std::future::poll_fn(|context| shared.done.poll(context)).await;
+        let thread = lock(thread).take();
         if let Some(thread) = thread {
             // It has nothing more to do, so that this waits for moments. Whether it panicked was
             // told to all who had to know.
@@ -215,5 +208,21 @@ mod tests {
         engine.shutdown_blocking(Shutdown::Cancel);
         assert!(matches!(ask(), Err(Error::EngineStopped { .. })));
         assert_eq!(engine.stats().waiting, 0);
+    }
+
+    #[test]
+    fn a_request_that_makes_its_preparation_panic_fails_alone() {
+        let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/gpt-oss-tiny");
+        let engine = Engine::start(EngineOptions::new(dir)).wait().unwrap();
+        let mut stream = engine.submit(Work::Panic, None).unwrap();
+        let error = stream.blocking_next().unwrap().unwrap_err();
+        assert!(matches!(error, Error::Argument { name: "request", .. }), "{error}");
+        let generate = GenerateOptions { max_tokens: 1, ..GenerateOptions::default() };
+        let options = CompletionOptions { generate, ..CompletionOptions::default() };
+        let mut next = engine.complete(CompletionRequest::new(vec![1, 2], options)).unwrap();
+        let last = std::iter::from_fn(|| next.blocking_next()).last();
+        assert!(matches!(last, Some(Ok(EngineEvent::Finished { .. }))), "{last:?}");
+        let stats = engine.stats();
+        assert_eq!((stats.failed, stats.waiting), (1, 0));
     }
 }

@@ -18,9 +18,13 @@ pub(super) struct Running<'a> {
     output: Output,
     /// Bytes set aside for its cache.
     pub(super) reserved: u64,
+    /// When its prompt, and it in a step, had its last turn.
+    pub(super) fed: u64,
+    pub(super) stepped: u64,
     /// Tokens of reasoning so far.
     reasoning: usize,
-    started: Instant,
+    /// When its computation began.
+    started: Option<Instant>,
     /// What went wrong.
     pub(super) error: Option<Error>,
 }
@@ -33,8 +37,18 @@ impl<'a> Running<'a> {
         output: Output,
         reserved: u64,
     ) -> Self {
-        let started = Instant::now();
-        Self { head, steps, decoder, output, reserved, reasoning: 0, started, error: None }
+        Self {
+            head,
+            steps,
+            decoder,
+            output,
+            reserved,
+            fed: 0,
+            stepped: 0,
+            reasoning: 0,
+            started: None,
+            error: None,
+        }
     }
 
     /// True when nothing more is to be computed.
@@ -42,14 +56,19 @@ impl<'a> Running<'a> {
         self.error.is_some() || self.steps.finish_reason().is_some()
     }
 
+    /// True when it goes on only after its reader has made room.
+    pub(super) fn is_paused(&self) -> bool {
+        !self.is_over() && !self.head.outlet.has_room()
+    }
+
     /// True when part of its prompt can be computed.
-    pub(super) fn can_prefill(&mut self) -> bool {
-        !self.is_over() && !self.steps.is_fed() && self.head.outlet.flush()
+    pub(super) fn can_prefill(&self) -> bool {
+        !self.is_over() && !self.steps.is_fed() && self.head.outlet.has_room()
     }
 
     /// True when its next token can be computed.
-    pub(super) fn can_decode(&mut self) -> bool {
-        !self.is_over() && self.steps.is_fed() && self.head.outlet.flush()
+    pub(super) fn can_decode(&self) -> bool {
+        !self.is_over() && self.steps.is_fed() && self.head.outlet.has_room()
     }
 
     /// Notes that nobody waits for it any more, or that its time is over.
@@ -57,19 +76,16 @@ impl<'a> Running<'a> {
         if self.is_over() {
             return;
         }
-        if let (Some(deadline), Some(limit)) = (self.head.deadline(), self.head.timeout)
-            && now >= deadline
-        {
-            self.error = Some(Error::TimedOut { limit });
-        } else if self.head.outlet.is_closed() {
+        if self.head.outlet.is_cancelled() {
             self.steps.cancel();
-        } else {
-            self.steps.ended_by_cancel();
+        } else if !self.steps.ended_by_cancel() {
+            self.error = self.head.late(now);
         }
     }
 
     /// Computes a chunk of the prompt.
     pub(super) fn prefill(&mut self) {
+        self.started.get_or_insert_with(Instant::now);
         match self.steps.feed(&mut self.decoder) {
             Ok(()) if self.steps.finish_reason().is_none() => {
                 let (done, total) = self.steps.progress();
@@ -109,11 +125,11 @@ impl<'a> Running<'a> {
         Ok(())
     }
 
-    /// Gives the last event. Returns what is left of the request: its stream, which its reader may
-    /// still have to empty, and its sequence.
-    pub(super) fn finish(mut self) -> (Head, Decoder<'a>, Outcome) {
+    /// Gives the last event. Returns what is left of the request: its sequence.
+    pub(super) fn finish(mut self) -> (Decoder<'a>, Outcome) {
         self.steps.wait();
-        let usage = self.usage();
+        self.head.leave_queue();
+        let (usage, begun) = (self.usage(), self.started.is_some());
         let reason = match (self.error, self.steps.finish_reason()) {
             (None, reason) => {
                 let mut events = Vec::new();
@@ -125,16 +141,17 @@ impl<'a> Running<'a> {
             }
             (Some(error), _) => {
                 let timed_out = matches!(error, Error::TimedOut { .. });
-                self.head.outlet.fail(error);
+                self.head.fail(error);
                 Err(timed_out)
             }
         };
-        (self.head, self.decoder, Outcome { reason, usage })
+        (self.decoder, Outcome { reason, usage, begun })
     }
 
     fn usage(&self) -> Usage {
         let timings = self.steps.timings();
-        let queued = self.started.saturating_duration_since(self.head.submitted);
+        let started = self.started.unwrap_or_else(Instant::now);
+        let queued = started.saturating_duration_since(self.head.submitted);
         let to_first = match timings.generated_tokens {
             0 => Duration::ZERO,
             _ => queued.saturating_add(timings.time_to_first_token),
@@ -157,6 +174,8 @@ pub(super) struct Outcome {
     /// Why, or whether it was for its time that it failed.
     pub(super) reason: std::result::Result<FinishReason, bool>,
     pub(super) usage: Usage,
+    /// Whether anything was computed for it.
+    pub(super) begun: bool,
 }
 
 /// One decoding step of several requests: one forward pass for all of them, after which each reads

@@ -3,6 +3,7 @@
 //! Each round takes what the handles have sent, lets in what fits, computes one chunk of one prompt
 //! and one token of every request whose prompt is through. A long prompt so holds up the others for
 //! one chunk at a time. Requests are let in in the order in which they came, and prompts take turns.
+//! One that pauses for its reader leaves its place in the batch to another, but keeps its cache.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use super::options::{EngineOptions, Shutdown};
 use super::output::Output;
 use super::prepare::{Head, Prepared};
 use super::running::{Outcome, Running, decode};
-use super::shared::{Command, Shared};
+use super::shared::{Command, Early, Shared};
 use super::stats::EngineStats;
 use crate::error::{Error, Result};
 use crate::generate::{FinishReason, GenerateOptions, Steps};
@@ -25,6 +26,8 @@ use crate::session::{Decoder, PrefixStore};
 
 /// How often requests that can go no further are looked at: a cancellation by a token wakes nobody.
 const LOOK: Duration = Duration::from_millis(20);
+
+const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// A request whose turn has not come.
 struct Waiting {
@@ -41,15 +44,15 @@ pub(super) struct Scheduler<'a> {
     commands: Receiver<Command>,
     shared: Arc<Shared>,
     max_running: usize,
+    /// Most requests that may pause beside those that run.
+    max_paused: usize,
     prefill_chunk: usize,
     cache_bytes: u64,
     prefixes: PrefixStore,
     waiting: VecDeque<Waiting>,
     running: Vec<Running<'a>>,
-    /// Streams that their readers have not emptied.
-    leaving: Vec<Head>,
-    /// Whose prompt is next.
-    turn: usize,
+    /// Turns given so far.
+    turns: u64,
     /// When what is left is cancelled; set once the engine is to end.
     end: Option<Instant>,
     stats: EngineStats,
@@ -73,13 +76,13 @@ impl<'a> Scheduler<'a> {
             commands,
             shared,
             max_running: options.max_running,
+            max_paused: options.max_waiting,
             prefill_chunk: options.prefill_chunk,
             cache_bytes,
             prefixes: PrefixStore::new(prefix_bytes.unwrap_or(usize::MAX)),
             waiting: VecDeque::new(),
             running: Vec::new(),
-            leaving: Vec::new(),
-            turn: 0,
+            turns: 0,
             end: None,
             stats: EngineStats::default(),
         }
@@ -95,6 +98,9 @@ impl<'a> Scheduler<'a> {
             self.sweep();
             self.report();
         }
+        // Those whose readers went away with the last handle: nothing may be computed any more when
+        // the model goes.
+        self.running.iter_mut().for_each(|running| running.steps.wait());
     }
 
     /// Takes what the handles have sent; waits for it when there is nothing to compute. False when
@@ -121,13 +127,19 @@ impl<'a> Scheduler<'a> {
             };
             match command {
                 Some(Command::Request(request)) => self.take(*request),
-                Some(Command::Wake) => {
-                    self.leaving.retain_mut(|head| !head.outlet.flush());
-                    // Else nothing of what it is about would be looked at.
-                    if !self.can_work() {
-                        return true;
-                    }
+                Some(Command::Ended(head, how)) => {
+                    drop(head);
+                    self.count(match how {
+                        Early::Cancelled => Ok(FinishReason::Cancelled),
+                        Early::TimedOut => Err(true),
+                        Early::Failed => Err(false),
+                    });
+                    // It may be long until the next step.
+                    self.report();
                 }
+                // Else nothing of what it is about would be looked at.
+                Some(Command::Wake) if !self.can_work() => return true,
+                Some(Command::Wake) => {}
                 Some(Command::Shutdown(how)) => self.end_within(match how {
                     Shutdown::Cancel => Duration::ZERO,
                     Shutdown::Finish { within } => within,
@@ -142,12 +154,10 @@ impl<'a> Scheduler<'a> {
 
     fn end_within(&mut self, within: Duration) {
         self.shared.stop("it was shut down");
+        // Some time that nobody will see stands for one that cannot be told.
         let now = Instant::now();
-        let end = now.checked_add(within);
-        self.end = match (self.end, end) {
-            (Some(before), Some(end)) => Some(before.min(end)),
-            (before, end) => before.or(end).or(Some(now)),
-        };
+        let end = now.checked_add(within).or(now.checked_add(FOREVER)).unwrap_or(now);
+        self.end = Some(self.end.map_or(end, |before| before.min(end)));
     }
 
     /// True when there is something to compute, or to let in.
@@ -170,10 +180,24 @@ impl<'a> Scheduler<'a> {
                 self.waiting.push_back(Waiting { head, steps, branch_points, output, bytes });
             }
             Err(error) => {
-                self.stats.failed = self.stats.failed.saturating_add(1);
-                head.outlet.fail(error);
+                self.count(Err(false));
+                head.fail(error);
+                self.report();
             }
         }
+    }
+
+    /// Counts a request by how it ended: why, or whether it was for its time that it failed.
+    fn count(&mut self, reason: std::result::Result<FinishReason, bool>) {
+        let stats = &mut self.stats;
+        let count = match reason {
+            Ok(FinishReason::Stop) => &mut stats.stopped,
+            Ok(FinishReason::Length) => &mut stats.at_length,
+            Ok(FinishReason::Cancelled) => &mut stats.cancelled,
+            Err(true) => &mut stats.timed_out,
+            Err(false) => &mut stats.failed,
+        };
+        *count = count.saturating_add(1);
     }
 
     fn check(&self, prompt: &[u32], generate: &GenerateOptions) -> Result<(Steps, u64)> {
@@ -212,38 +236,37 @@ impl<'a> Scheduler<'a> {
     /// Whether the request that waits longest can begin. Kept prefixes give way to it.
     fn fits(&self) -> bool {
         let fits = |next: &Waiting| self.reserved().saturating_add(next.bytes) <= self.cache_bytes;
-        self.running.len() < self.max_running && self.waiting.front().is_some_and(fits)
+        let paused = self.running.iter().filter(|running| running.is_paused()).count();
+        // More may be there once those that paused go on; they then take turns.
+        self.running.len() < self.max_running.saturating_add(paused.min(self.max_paused))
+            && self.waiting.front().is_some_and(fits)
     }
 
     /// Ends what was cancelled or is late.
     fn look_around(&mut self) {
         let now = Instant::now();
         if self.end.is_some_and(|end| now >= end) {
+            self.shared.abandon();
             self.running.iter_mut().for_each(|running| running.steps.cancel());
             self.waiting.iter_mut().for_each(|waiting| waiting.steps.cancel());
         }
         self.running.iter_mut().for_each(|running| running.look_around(now));
         let mut at = 0;
         while let Some(waiting) = self.waiting.get_mut(at) {
-            let late = waiting.head.deadline().is_some_and(|deadline| now >= deadline);
-            let gone = waiting.head.outlet.is_closed() || waiting.steps.ended_by_cancel();
-            if !late && !gone {
+            let gone = waiting.head.outlet.is_cancelled() || waiting.steps.ended_by_cancel();
+            if !gone && waiting.head.late(now).is_none() {
                 at = at.saturating_add(1);
             } else if let Some(waiting) = self.waiting.remove(at) {
-                self.end_waiting(waiting, late && !gone);
+                self.end_waiting(waiting, now);
             }
         }
-        self.leaving.retain_mut(|head| !head.outlet.flush());
     }
 
     /// Ends a request that has not begun.
-    fn end_waiting(&mut self, waiting: Waiting, late: bool) {
+    fn end_waiting(&mut self, waiting: Waiting, now: Instant) {
         let Waiting { head, steps, output, .. } = waiting;
         let mut running = Running::new(head, steps, self.model.decoder(), output, 0);
-        match late {
-            true => running.look_around(Instant::now()),
-            false => running.steps.cancel(),
-        }
+        running.look_around(now);
         self.end_request(running);
     }
 
@@ -252,41 +275,51 @@ impl<'a> Scheduler<'a> {
         while self.fits() {
             let Some(waiting) = self.waiting.pop_front() else { return };
             let Waiting { mut head, steps, branch_points, output, bytes } = waiting;
-            head.ticket = None;
+            head.leave_queue();
             let mut session = self.prefixes.session_for(self.model, steps.prompt());
             session.set_branch_points(branch_points);
             let left = self.cache_bytes.saturating_sub(self.reserved()).saturating_sub(bytes);
             self.prefixes.shrink_to(usize::try_from(left).unwrap_or(usize::MAX));
             let decoder = Decoder::of(self.model, session);
-            self.running.push(Running::new(head, steps, decoder, output, bytes));
+            let mut running = Running::new(head, steps, decoder, output, bytes);
+            running.fed = self.next_turn();
+            self.running.push(running);
         }
     }
 
-    /// Computes a chunk of one prompt.
+    fn next_turn(&mut self) -> u64 {
+        self.turns = self.turns.saturating_add(1);
+        self.turns
+    }
+
+    /// Computes a chunk of one prompt: of the one that has waited longest since its last, or since it
+    /// was let in. Nobody who comes later can keep it waiting.
     fn prefill(&mut self) {
-        let count = self.running.len();
-        let order = (0..count).map(|i| self.turn.saturating_add(i).checked_rem(count).unwrap_or(0));
-        for at in order {
-            let Some(running) = self.running.get_mut(at) else { return };
-            if running.can_prefill() {
-                let device = self.model.device();
-                // An error is noted where it belongs; this one is of finding the device.
-                if let Err(error) = device.run(|| {
-                    running.prefill();
-                    Ok(())
-                }) {
-                    running.error = Some(error);
-                }
-                self.turn = at.saturating_add(1);
-                return;
-            }
+        let turn = self.next_turn();
+        let prompts = self.running.iter_mut().filter(|running| running.can_prefill());
+        let Some(next) = prompts.min_by_key(|running| running.fed) else { return };
+        next.fed = turn;
+        // An error is noted where it belongs; this one is of finding the device.
+        let done = self.model.device().run(|| {
+            next.prefill();
+            Ok(())
+        });
+        if let Err(error) = done {
+            next.error = Some(error);
         }
     }
 
+    /// Computes a token of each, or of those that have waited longest when there are more than may
+    /// run.
     fn decode(&mut self) {
-        let mut rows: Vec<_> =
-            self.running.iter_mut().filter_map(|r| r.can_decode().then_some(r)).collect();
+        let turn = self.next_turn();
+        let mut rows: Vec<_> = self.running.iter_mut().filter(|r| r.can_decode()).collect();
+        if rows.len() > self.max_running {
+            rows.sort_by_key(|running| running.stepped);
+            rows.truncate(self.max_running);
+        }
         if !rows.is_empty() {
+            rows.iter_mut().for_each(|running| running.stepped = turn);
             decode(&mut rows);
             self.stats.steps = self.stats.steps.saturating_add(1);
         }
@@ -301,9 +334,6 @@ impl<'a> Scheduler<'a> {
                 continue;
             }
             let running = self.running.remove(at);
-            if at < self.turn {
-                self.turn = self.turn.saturating_sub(1);
-            }
             self.end_request(running);
         }
         if self.running.is_empty() && self.waiting.is_empty() {
@@ -314,18 +344,11 @@ impl<'a> Scheduler<'a> {
 
     fn end_request(&mut self, running: Running<'a>) {
         let device = self.model.device();
-        let (mut head, decoder, Outcome { reason, usage }) = running.finish();
+        let (decoder, Outcome { reason, usage, begun }) = running.finish();
+        self.count(reason);
         let stats = &mut self.stats;
-        let count = match reason {
-            Ok(FinishReason::Stop) => &mut stats.stopped,
-            Ok(FinishReason::Length) => &mut stats.at_length,
-            Ok(FinishReason::Cancelled) => &mut stats.cancelled,
-            Err(true) => &mut stats.timed_out,
-            Err(false) => &mut stats.failed,
-        };
-        *count = count.saturating_add(1);
         let counts = [
-            (&mut stats.prompt_tokens, usage.prompt_tokens),
+            (&mut stats.prompt_tokens, if begun { usage.prompt_tokens } else { 0 }),
             (&mut stats.cached_tokens, usage.cached_tokens),
             (&mut stats.generated_tokens, usage.completion_tokens),
         ];
@@ -340,18 +363,13 @@ impl<'a> Scheduler<'a> {
             let left = self.cache_bytes.saturating_sub(self.reserved());
             self.prefixes.shrink_to(usize::try_from(left).unwrap_or(usize::MAX));
         }
-        head.ticket = None;
-        if !head.outlet.flush() {
-            self.leaving.push(head);
-        }
     }
 
     fn report(&mut self) {
         let mut stats = self.stats.clone();
         stats.running = self.running.len();
         stats.prefilling = self.running.iter().filter(|r| !r.steps.is_fed()).count();
-        let paused = |running: &mut Running<'_>| !running.head.outlet.flush();
-        stats.paused = self.running.iter_mut().filter_map(|r| paused(r).then_some(())).count();
+        stats.paused = self.running.iter().filter(|running| running.is_paused()).count();
         stats.reserved_bytes = self.reserved();
         stats.prefixes = self.prefixes.stats();
         stats.active_memory = mlx::held_memory().map(|(active, _)| active).unwrap_or(0);

@@ -1,24 +1,33 @@
 //! What the handles, the streams and the threads of an engine share.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
-use tokio::sync::watch;
-
+use super::channel::{Once, lock};
 use super::options::Shutdown;
-use super::prepare::Prepared;
+use super::prepare::{Head, Prepared};
 use super::stats::EngineStats;
 use crate::error::{Error, Result};
 
 /// What the engine's thread is told.
 pub(super) enum Command {
     Request(Box<Prepared>),
+    /// A request ended while it was prepared: how, for the counts. Its reader knows already.
+    Ended(Head, Early),
     /// A request was cancelled, or its reader has made room.
     Wake,
     Shutdown(Shutdown),
     /// For tests of what a dying thread leaves behind.
     #[cfg(test)]
     Die,
+}
+
+/// How a request ended before the engine's thread saw it.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Early {
+    Cancelled,
+    TimedOut,
+    Failed,
 }
 
 #[derive(Debug)]
@@ -28,11 +37,11 @@ pub(super) struct Shared {
     /// Requests that were taken and are not running yet.
     waiting: AtomicUsize,
     max_waiting: usize,
-    /// Requests that could not be prepared.
-    refused: AtomicU64,
+    /// What is not running yet is not worth preparing any more.
+    abandoned: AtomicBool,
     stats: Mutex<EngineStats>,
-    /// True when the thread has given back all it had.
-    pub(super) done: watch::Sender<bool>,
+    /// When the thread has given back all it had.
+    pub(super) done: Once,
 }
 
 impl Shared {
@@ -41,9 +50,9 @@ impl Shared {
             stop: Mutex::default(),
             waiting: AtomicUsize::new(0),
             max_waiting,
-            refused: AtomicU64::new(0),
+            abandoned: AtomicBool::new(false),
             stats: Mutex::default(),
-            done: watch::Sender::new(false),
+            done: Once::default(),
         }
     }
 
@@ -74,8 +83,12 @@ impl Shared {
         *lock(&self.stats) = stats;
     }
 
-    pub(super) fn refuse(&self) {
-        self.refused.fetch_add(1, Ordering::SeqCst);
+    pub(super) fn abandon(&self) {
+        self.abandoned.store(true, Ordering::SeqCst);
+    }
+
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.abandoned.load(Ordering::SeqCst)
     }
 
     pub(super) fn waiting(&self) -> usize {
@@ -85,14 +98,8 @@ impl Shared {
     pub(super) fn stats(&self) -> EngineStats {
         let mut stats = lock(&self.stats).clone();
         stats.waiting = self.waiting();
-        stats.failed = stats.failed.saturating_add(self.refused.load(Ordering::SeqCst));
         stats
     }
-}
-
-/// A lock whose holder panicked guards plain data still.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A place in the queue, given back when dropped.

@@ -7,9 +7,10 @@ use std::task::{Context, Poll, ready};
 use std::thread;
 use std::time::Duration;
 
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 
 use super::block::block_on;
+use super::channel::{Receiver, channel};
 use super::options::EngineOptions;
 use super::prepare;
 use super::scheduler::Scheduler;
@@ -36,7 +37,7 @@ pub struct LoadProgress {
 #[must_use = "the engine comes by `.await` or `wait()`"]
 pub struct StartingEngine {
     progress: watch::Receiver<LoadProgress>,
-    engine: oneshot::Receiver<Result<Engine>>,
+    engine: Receiver<Result<Engine>>,
     shared: Arc<Shared>,
 }
 
@@ -61,8 +62,8 @@ impl Future for StartingEngine {
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.get_mut();
-        let engine = ready!(Pin::new(&mut this.engine).poll(context));
-        Poll::Ready(engine.unwrap_or_else(|_| Err(this.shared.stopped())))
+        let engine = ready!(this.engine.poll(context)).map(|(engine, _)| engine);
+        Poll::Ready(engine.unwrap_or_else(|| Err(this.shared.stopped())))
     }
 }
 
@@ -72,17 +73,17 @@ struct Ended(Arc<Shared>);
 impl Drop for Ended {
     fn drop(&mut self) {
         self.0.stop(if thread::panicking() { "it could not be loaded" } else { "it has ended" });
-        self.0.done.send_replace(true);
+        self.0.done.set();
     }
 }
 
 pub(super) fn start(options: EngineOptions) -> StartingEngine {
     let shared = Arc::new(Shared::new(options.max_waiting));
     let (progress_sender, progress) = watch::channel(LoadProgress::default());
-    let (engine_sender, engine) = oneshot::channel();
+    let (engine_sender, engine) = channel();
     let starting = StartingEngine { progress, engine, shared: Arc::clone(&shared) };
     if let Err(error) = options.validate() {
-        engine_sender.send(Err(error)).ok();
+        engine_sender.send(Err(error));
         return starting;
     }
     let (commands, received) = mpsc::channel();
@@ -101,11 +102,11 @@ pub(super) fn start(options: EngineOptions) -> StartingEngine {
         match begun {
             Ok((text, engine)) => {
                 // Nobody waits for it: it is dropped, and the loop below ends at once.
-                engine_sender.send(Ok(engine)).ok();
+                engine_sender.send(Ok(engine));
                 Scheduler::new(text.model(), &options, received, Arc::clone(&shared)).run();
                 drop(text);
             }
-            Err(error) => drop(engine_sender.send(Err(error))),
+            Err(error) => engine_sender.send(Err(error)),
         }
         drop(ended);
     };

@@ -1,19 +1,16 @@
 //! The events of one request on their way from the engine to its reader.
 //!
-//! The way has room for so many events. When it is full the engine keeps the few that one step
-//! makes, and computes nothing more for the request until the reader has taken one.
+//! The way has room for so many events. When it is full the engine computes nothing more for the
+//! request until the reader has taken one; the few events that a step makes are given either way.
 
-use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
 use futures_core::Stream;
-use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::mpsc::{self, Receiver, Sender};
 
 use super::block::block_on;
+use super::channel::{Receiver, Sender, channel};
 use super::events::EngineEvent;
 use super::shared::{Command, Shared};
 use crate::error::{Error, Result};
@@ -28,12 +25,10 @@ type Item = Result<EngineEvent>;
 #[derive(Debug)]
 pub struct EngineStream {
     events: Receiver<Item>,
-    /// The engine waits for room.
-    stalled: Arc<AtomicBool>,
     cancel: CancelToken,
-    commands: std::sync::mpsc::Sender<Command>,
+    /// None once the last event was read: an engine need not live for it.
+    commands: Option<std::sync::mpsc::Sender<Command>>,
     shared: Arc<Shared>,
-    ended: bool,
 }
 
 impl EngineStream {
@@ -54,30 +49,35 @@ impl EngineStream {
         self.wake();
     }
 
-    /// For cancelling from elsewhere.
+    /// For cancelling this request from elsewhere. The token of its options does so too, as it does
+    /// for all requests that were given it.
     pub fn cancel_token(&self) -> CancelToken {
         self.cancel.clone()
     }
 
     fn wake(&self) {
-        // An engine that has ended needs no waking.
-        self.commands.send(Command::Wake).ok();
+        if let Some(commands) = &self.commands {
+            // An engine that has ended needs no waking.
+            commands.send(Command::Wake).ok();
+        }
     }
 
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Item>> {
-        if self.ended {
+        if self.commands.is_none() {
             return Poll::Ready(None);
         }
-        let item = match self.events.poll_recv(context) {
+        let (item, stalled) = match self.events.poll(context) {
             Poll::Pending => return Poll::Pending,
-            Poll::Ready(Some(item)) => item,
+            Poll::Ready(Some(next)) => next,
             // The engine's end of the way is gone without a last event.
-            Poll::Ready(None) => Err(self.shared.stopped()),
+            Poll::Ready(None) => (Err(self.shared.stopped()), false),
         };
-        if self.stalled.swap(false, Ordering::SeqCst) {
+        if stalled {
             self.wake();
         }
-        self.ended = matches!(item, Err(_) | Ok(EngineEvent::Finished { .. }));
+        if matches!(item, Err(_) | Ok(EngineEvent::Finished { .. })) {
+            self.commands = None;
+        }
         Poll::Ready(Some(item))
     }
 }
@@ -92,10 +92,8 @@ impl Stream for EngineStream {
 
 impl Drop for EngineStream {
     fn drop(&mut self) {
-        if !self.ended {
-            self.events.close();
-            self.cancel();
-        }
+        self.events.close();
+        self.wake();
     }
 }
 
@@ -103,65 +101,45 @@ impl Drop for EngineStream {
 #[derive(Debug)]
 pub(super) struct Outlet {
     events: Sender<Item>,
-    /// What there was no room for.
-    held: VecDeque<Item>,
-    stalled: Arc<AtomicBool>,
+    room: usize,
+    cancel: CancelToken,
 }
 
 impl Outlet {
     /// Both ends of a stream with room for `room` events.
     pub(super) fn new(
         room: usize,
-        cancel: CancelToken,
         commands: std::sync::mpsc::Sender<Command>,
         shared: Arc<Shared>,
     ) -> (Self, EngineStream) {
-        let (sender, events) = mpsc::channel(room);
-        let stalled = Arc::new(AtomicBool::new(false));
-        let outlet = Self { events: sender, held: VecDeque::new(), stalled: Arc::clone(&stalled) };
-        (outlet, EngineStream { events, stalled, cancel, commands, shared, ended: false })
+        let (sender, events) = channel();
+        // The stream's own: that of the options may be shared by many requests.
+        let cancel = CancelToken::default();
+        let outlet = Self { events: sender, room, cancel: cancel.clone() };
+        (outlet, EngineStream { events, cancel, commands: Some(commands), shared })
     }
 
-    pub(super) fn send(&mut self, event: EngineEvent) {
-        self.held.push_back(Ok(event));
-        self.flush();
+    pub(super) fn send(&self, event: EngineEvent) {
+        self.events.send(Ok(event));
     }
 
     /// The last item.
-    pub(super) fn fail(&mut self, error: Error) {
-        self.held.push_back(Err(error));
-        self.flush();
+    pub(super) fn fail(&self, error: Error) {
+        self.events.send(Err(error));
     }
 
-    /// Gives what there is room for. True when nothing is left.
-    pub(super) fn flush(&mut self) -> bool {
-        if !self.give() {
-            // The reader may have made room before it could see that it is waited for.
-            self.stalled.store(true, Ordering::SeqCst);
-            self.give();
-        }
-        self.held.is_empty()
-    }
-
-    fn give(&mut self) -> bool {
-        while let Some(item) = self.held.pop_front() {
-            match self.events.try_send(item) {
-                Ok(()) => {}
-                Err(TrySendError::Full(item)) => {
-                    self.held.push_front(item);
-                    return false;
-                }
-                Err(TrySendError::Closed(_)) => {
-                    self.held.clear();
-                    return true;
-                }
-            }
-        }
-        true
+    /// False when the reader has to read first: it then wakes the engine.
+    pub(super) fn has_room(&self) -> bool {
+        self.events.has_room(self.room)
     }
 
     /// True when nobody reads any more.
     pub(super) fn is_closed(&self) -> bool {
         self.events.is_closed()
+    }
+
+    /// True when the request was cancelled by its stream, dropped or not.
+    pub(super) fn is_cancelled(&self) -> bool {
+        self.is_closed() || self.cancel.is_cancelled()
     }
 }

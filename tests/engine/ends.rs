@@ -5,7 +5,10 @@ use std::sync::mpsc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use gpt_oss_mlx::engine::{Engine, EngineOptions, EngineStream, Shutdown};
+use gpt_oss_mlx::chat::events::{ChatEvent, EndReason};
+use gpt_oss_mlx::engine::{
+    CompletionRequest, Engine, EngineEvent, EngineOptions, EngineStream, Shutdown,
+};
 use gpt_oss_mlx::{Error, FinishReason};
 
 use super::limits::{begun, until};
@@ -41,16 +44,35 @@ fn dropping_a_stream_cancels_its_request() {
 }
 
 #[test]
+fn a_stream_that_is_dropped_takes_no_request_with_the_same_options_along() {
+    let engine = start(|_| ());
+    let request = endless(&[1, 2], 200);
+    let mut dropped = engine.complete(request.clone()).unwrap();
+    let cancelled = engine.complete(request.clone()).unwrap();
+    let other = engine.complete(request.clone()).unwrap();
+    begun(&mut dropped);
+    drop(dropped);
+    cancelled.cancel();
+    until(&engine, |stats| stats.cancelled == 2);
+    assert_eq!(read(other).reason(), FinishReason::Length);
+    // The token of the options is for all that were given it.
+    request.options.generate.cancel.cancel();
+    assert_eq!(read(engine.complete(request).unwrap()).reason(), FinishReason::Cancelled);
+}
+
+#[test]
 fn a_token_cancels_a_request_that_is_paused_or_waits() {
-    let engine = start(|o| (o.max_running, o.event_buffer) = (1, 2));
+    let engine = start(|o| (o.max_running, o.max_waiting, o.event_buffer) = (1, 1, 2));
     let paused = engine.complete(endless(&[1, 2], 1000)).unwrap();
     until(&engine, |stats| stats.paused == 1);
+    let _beside = engine.complete(endless(&[1, 2], 1000)).unwrap();
+    until(&engine, |stats| stats.paused == 2);
     let waiting = engine.complete(endless(&[1, 2], 1000)).unwrap();
     waiting.cancel_token().cancel();
     let done = read(waiting);
     assert_eq!((done.reason(), done.usage().completion_tokens), (FinishReason::Cancelled, 0));
     paused.cancel_token().cancel();
-    until(&engine, |stats| stats.running == 0);
+    until(&engine, |stats| stats.running == 1);
     assert_eq!(read(paused).reason(), FinishReason::Cancelled);
 }
 
@@ -97,6 +119,96 @@ fn shutting_down_cancels_or_finishes() {
         assert!(matches!(error, Error::EngineStopped { .. }), "{error}");
         engine.clone().shutdown_blocking(Shutdown::Cancel);
     }
+}
+
+#[test]
+fn no_end_is_lost_on_a_reader_that_is_slow_at_the_shutdown() {
+    let engine = start(|o| o.event_buffer = 1);
+    let stream = engine.complete(endless(&[1, 2], 100)).unwrap();
+    until(&engine, |stats| stats.paused == 1);
+    engine.shutdown_blocking(Shutdown::Cancel);
+    assert_eq!(read(stream).reason(), FinishReason::Cancelled);
+}
+
+#[test]
+fn a_shutdown_may_take_any_time_and_a_later_one_may_shorten_it() {
+    let engine = start(|_| ());
+    let stream = engine.complete(endless(&[1, 2], 40)).unwrap();
+    engine.shutdown_blocking(Shutdown::Finish { within: Duration::MAX });
+    assert_eq!(read(stream).reason(), FinishReason::Length);
+
+    let engine = start(|o| o.event_buffer = 2);
+    let stream = engine.complete(endless(&[1, 2], 40)).unwrap();
+    let threads: Vec<_> = [Duration::MAX, Duration::from_secs(3600), Duration::ZERO]
+        .map(|within| {
+            let engine = engine.clone();
+            std::thread::spawn(move || engine.shutdown_blocking(Shutdown::Finish { within }))
+        })
+        .into();
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    assert_eq!(read(stream).reason(), FinishReason::Cancelled);
+}
+
+/// So long that others come while it is made into tokens.
+fn long_text() -> CompletionRequest {
+    let mut request = endless(&[], 1);
+    request.prompt = "A word is not a token. ".repeat(20_000).into();
+    request
+}
+
+#[test]
+fn what_is_over_before_it_is_prepared_is_not_prepared() {
+    let engine = start(|_| ());
+    let first = engine.complete(long_text()).unwrap();
+    let cancelled = engine.chat(chat("Explain Macros.", |_| ())).unwrap();
+    cancelled.cancel();
+    let mut late = chat("Explain Macros.", |_| ());
+    late.timeout = Some(Duration::ZERO);
+    let late = engine.chat(late).unwrap();
+    drop(engine.complete(long_text()).unwrap());
+
+    let cancelled = read(cancelled);
+    assert_eq!(cancelled.reason(), FinishReason::Cancelled);
+    let end = ChatEvent::TurnEnd { reason: EndReason::Cancelled };
+    assert_eq!(cancelled.events, [EngineEvent::Chat(end)]);
+    let late = read(late);
+    assert!(late.events.is_empty(), "{late:?}");
+    assert!(matches!(late.error(), Error::TimedOut { .. }));
+    assert!(matches!(read(first).error(), Error::ContextFull { .. }));
+    // Each is counted, although the engine has never had anything to compute.
+    let stats = until(&engine, |stats| stats.cancelled == 2 && stats.failed == 1);
+    assert_eq!((stats.timed_out, stats.waiting, stats.prompt_tokens), (1, 0, 0), "{stats:?}");
+}
+
+#[test]
+fn shutting_down_does_not_wait_for_requests_to_be_prepared() {
+    let engine = start(|_| ());
+    let streams: Vec<_> = (0..40).map(|_| engine.complete(long_text()).unwrap()).collect();
+    engine.shutdown_blocking(Shutdown::Cancel);
+    let done: Vec<_> = streams.into_iter().map(read).collect();
+    let cancelled = |done: &&super::Done| done.end.is_ok() && done.events.is_empty();
+    assert!(done.iter().filter(cancelled).count() > 30, "{done:?}");
+}
+
+#[test]
+fn a_task_may_block_its_thread() {
+    let (sender, receiver) = mpsc::channel();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let task = async move {
+            let engine = start(|_| ());
+            // More events than a task is given before it has to yield.
+            let done = read(engine.complete(endless(&[1, 2], 400)).unwrap());
+            let engine2 = start(|_| ());
+            engine.shutdown_blocking(Shutdown::Cancel);
+            engine2.shutdown_blocking(Shutdown::Cancel);
+            done.reason()
+        };
+        let reason = runtime.block_on(async { runtime.spawn(task).await.unwrap() });
+        sender.send(reason).unwrap();
+    });
+    let reason = receiver.recv_timeout(Duration::from_secs(100)).expect("it hangs");
+    assert_eq!(reason, FinishReason::Length);
 }
 
 #[test]

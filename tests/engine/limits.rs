@@ -45,6 +45,61 @@ fn a_slow_reader_holds_up_nobody_and_misses_nothing() {
 }
 
 #[test]
+fn readers_that_never_read_hold_up_nobody() {
+    let engine = start(|o| (o.max_running, o.event_buffer) = (2, 3));
+    let wanted = read(engine.complete(endless(&[7, 8, 9], 30)).unwrap()).text();
+    let ask = || engine.complete(endless(&[7, 8, 9], 30)).unwrap();
+    let silent: Vec<_> = (0..4).map(|_| ask()).collect();
+    until(&engine, |stats| stats.paused == 4);
+    assert_eq!(read(ask()).reason(), FinishReason::Length);
+    // They have lost nothing, and when all go on at once two at a time are computed.
+    let before = engine.stats().steps;
+    let readers: Vec<_> =
+        silent.into_iter().map(|stream| std::thread::spawn(|| read(stream))).collect();
+    for reader in readers {
+        let done = reader.join().unwrap();
+        assert_eq!((done.text(), done.reason()), (wanted.clone(), FinishReason::Length));
+    }
+    let stats = until(&engine, |stats| stats.running == 0);
+    assert!(stats.steps - before >= 4 * 25 / 2, "{before} before, {stats:?}");
+}
+
+#[test]
+fn those_that_pause_are_bounded_too() {
+    let engine = start(|o| (o.max_running, o.max_waiting, o.event_buffer) = (1, 2, 2));
+    let mut silent = Vec::new();
+    for running in 1..=3 {
+        silent.push(engine.complete(endless(&[1, 2], 100)).unwrap());
+        until(&engine, |stats| stats.paused == running);
+    }
+    let waiting = engine.complete(endless(&[1, 2], 2)).unwrap();
+    let stats = until(&engine, |stats| stats.waiting == 1 && stats.paused == 3);
+    assert_eq!(stats.running, 3);
+    silent.pop();
+    assert_eq!(read(waiting).reason(), FinishReason::Length);
+}
+
+#[test]
+fn short_prompts_do_not_keep_a_long_one_waiting() {
+    let engine = start(|o| (o.max_running, o.max_waiting, o.prefill_chunk) = (3, 300, 16));
+    let long: Vec<u32> = (0..16 * 20).collect();
+    let long = engine.complete(endless(&long, 1)).unwrap();
+    let short: Vec<_> = (0..250).map(|_| engine.complete(endless(&[3], 1)).unwrap()).collect();
+    assert_eq!(read(long).reason(), FinishReason::Length);
+    let left = engine.stats().waiting;
+    assert!(left > 100, "{left} of {} are left", short.len());
+    // Nor does a long one keep them.
+    let long: Vec<u32> = (0..16 * 60).collect();
+    drop(short);
+    until(&engine, |stats| stats.running == 0);
+    let long = engine.complete(endless(&long, 1)).unwrap();
+    until(&engine, |stats| stats.prefilling == 1);
+    assert_eq!(read(engine.complete(endless(&[3], 1)).unwrap()).reason(), FinishReason::Length);
+    assert_eq!(until(&engine, |stats| stats.running == 1).prefilling, 1);
+    drop(long);
+}
+
+#[test]
 fn a_full_queue_refuses_at_once() {
     let engine = start(|o| (o.max_running, o.max_waiting) = (1, 2));
     let mut running = engine.complete(endless(&[1, 2], 5000)).unwrap();
@@ -106,6 +161,36 @@ fn a_bad_request_fails_alone() {
     assert!(matches!(banned, Error::AllBanned { .. }), "{banned}");
     assert_eq!(read(good).reason(), FinishReason::Length);
     assert!(until(&engine, |stats| stats.failed == 6).stopped == 0);
+    // Also by an engine that has nothing else to do.
+    assert!(matches!(error(endless(&[vocabulary], 1)), Error::Argument { name: "prompt", .. }));
+    assert!(matches!(error(endless(&[], 1)), Error::Argument { name: "prompt", .. }));
+    until(&engine, |stats| stats.failed == 8);
+}
+
+#[test]
+fn no_tokens_and_more_than_there_can_be_are_lengths_too() {
+    let engine = start(|o| o.load.max_context = Some(50));
+    let none = read(engine.complete(endless(&[1, 2], 0)).unwrap());
+    assert_eq!((none.reason(), none.text()), (FinishReason::Length, String::new()));
+    assert_eq!(none.usage().completion_tokens, 0);
+    let all = read(engine.complete(endless(&[1, 2], usize::MAX)).unwrap());
+    assert_eq!((all.reason(), all.usage().completion_tokens), (FinishReason::Length, 48));
+    let stats = until(&engine, |stats| stats.at_length == 2);
+    assert_eq!((stats.reserved_bytes, stats.generated_tokens), (0, 48), "{stats:?}");
+}
+
+#[test]
+fn the_time_in_which_others_had_their_turn_is_time_in_the_queue() {
+    let engine = start(|_| ());
+    let prompt: Vec<u32> = (0..1600).map(|i| i % 1000).collect();
+    let mut first = engine.complete(endless(&prompt, 1)).unwrap();
+    while !matches!(first.blocking_next(), Some(Ok(EngineEvent::Prefill { .. }))) {}
+    // Both are let in after its second chunk, and have their turns after its third.
+    let before = engine.complete(endless(&prompt[1..500], 1)).unwrap();
+    let behind = engine.complete(endless(&[5], 1)).unwrap();
+    let (before, behind) = (read(before).usage(), read(behind).usage());
+    assert!(behind.queued > before.prefill, "{behind:?} after {before:?}");
+    assert!(behind.time_to_first_token >= behind.queued + behind.prefill, "{behind:?}");
 }
 
 #[test]

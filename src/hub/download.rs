@@ -47,11 +47,13 @@ impl Wanted<'_> {
         let mut partial = Partial::open(cache.partial(self.checksum), self, client)?;
         // What is here already may have been left by another program.
         let mut found = partial.len > 0;
+        let mut furthest = partial.len;
         loop {
             client.persist(progress, retries, |progress, patience| {
-                let before = partial.len;
                 let done = self.receive(&mut partial, client, progress);
-                if partial.len.saturating_sub(before) >= WORTH {
+                // Not what was here before: a server could go on like that for ever.
+                if partial.len.saturating_sub(furthest) >= WORTH {
+                    furthest = partial.len;
                     patience.renew();
                 }
                 done
@@ -84,13 +86,9 @@ impl Wanted<'_> {
         if partial.len == self.size {
             return Ok(());
         }
-        let answer =
-            client.send(&self.url, Ask::Content(partial.len)).map_err(|fault| match fault {
-                Fault::Problem(HubProblem::NotFound { .. } | HubProblem::Revision { .. }) => {
-                    malformed(format!("it lists {}, which is not there", self.name)).into()
-                }
-                other => other,
-            })?;
+        let answer = client
+            .send(&self.url, Ask::Content(partial.len))
+            .map_err(|fault| of_file(fault, self.name))?;
         if is_beyond_end(&answer) {
             partial.restart(self)?;
             return Err(self.interrupted(partial, "the server refuses to go on from here"));
@@ -163,6 +161,16 @@ impl Wanted<'_> {
         let (file, reason) = (self.name.to_owned(), reason.to_owned());
         let problem = HubProblem::Interrupted { file, done: partial.len, total: self.size, reason };
         Fault::Retry(problem, None)
+    }
+}
+
+/// What is wrong with a file is not wrong with its repository, which has just been listed.
+pub(super) fn of_file(fault: Fault, name: &str) -> Fault {
+    match fault {
+        Fault::Problem(HubProblem::NotFound { .. } | HubProblem::Revision { .. }) => {
+            malformed(format!("it lists {name}, which is not there")).into()
+        }
+        other => other,
     }
 }
 

@@ -44,7 +44,7 @@ pub use self::options::{HubOptions, HubToken};
 
 use self::cache::{Cache, has};
 use self::checksum::Checksum;
-use self::download::Wanted;
+use self::download::{Wanted, of_file};
 use self::error::{Attempt, Fault};
 use self::http::{Ask, Client, reason_of};
 use self::listing::{CONFIG, File, Listing, malformed};
@@ -300,7 +300,8 @@ impl Snapshot<'_> {
             return Ok(Described { name, size, checksum });
         }
         let answer = self.client.persist(progress, self.options.retries, |_, _| {
-            self.client.send(&self.url(name), Ask::Headers)
+            let answer = self.client.send(&self.url(name), Ask::Headers);
+            answer.map_err(|fault| of_file(fault, name))
         })?;
         let headers = answer.headers();
         // Those of the large file itself are named `linked`, where the answer leads elsewhere.

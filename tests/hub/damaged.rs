@@ -64,11 +64,25 @@ fn a_body_without_end_is_not_taken_to_its_end() {
         json!({"rfilename": "generation_config.json", "size": listed, "blobId": sum}),
     );
     server.put("generation_config.json", vec![b' '; 4 << 20]);
-    server.instead("/generation_config.json", 1, Instead::Chunked);
-    assert!(matches!(problem(resolve(&options)), HubProblem::Length { .. }));
+    server.instead("/generation_config.json", usize::MAX, Instead::Chunked);
+    let HubProblem::Length { got, .. } = problem(resolve(&options)) else { panic!() };
+    assert!(got < 1 << 20, "{got}");
     assert!(
         tree(dir.path()).iter().all(|path| fs::metadata(path).is_ok_and(|m| m.len() < 4 << 20))
     );
+}
+
+#[test]
+fn a_file_that_is_listed_and_not_there_is_named() {
+    for names_only in [false, true] {
+        let (server, _dir, options) = hub();
+        if names_only {
+            server.list_names_only();
+        }
+        server.instead("/tokenizer.json", usize::MAX, crate::server::status(404));
+        let HubProblem::Malformed { reason } = problem(resolve(&options)) else { panic!() };
+        assert!(reason.contains("tokenizer.json"), "{reason}");
+    }
 }
 
 #[test]

@@ -351,7 +351,7 @@ fn send(
             stream.write_all(b"0\r\n\r\n")
         }
         Some(Instead::Slowly) => body.chunks(50_000).try_for_each(|chunk| {
-            sleep(Duration::from_millis(5));
+            sleep(Duration::from_millis(40));
             stream.write_all(chunk)
         }),
         _ => stream.write_all(body),

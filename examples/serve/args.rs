@@ -2,7 +2,7 @@
 
 use std::env;
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use axum::http::HeaderValue;
@@ -26,10 +26,10 @@ const KEY_VARIABLE: &str = "GPT_OSS_API_KEY";
 #[derive(Debug, Parser)]
 #[command(name = "serve")]
 pub struct Args {
-    /// Model folder: config.json, tokenizer.json, safetensors files
-    #[arg(long, value_name = "DIR", default_value = BUNDLED_MODEL)]
-    model: PathBuf,
-    /// The model's name for clients [default: the folder's]
+    /// A model's folder, or OWNER/NAME[@REVISION] on the Hugging Face Hub, which is downloaded once
+    #[arg(long, value_name = "NAME_OR_DIR", default_value = BUNDLED_MODEL)]
+    pub model: String,
+    /// The model's name for clients [default: its own, or the folder's]
     #[arg(long, value_name = "NAME")]
     model_name: Option<String>,
     /// Address to listen at; without an API key only this machine should reach it
@@ -85,12 +85,12 @@ fn seconds(text: &str) -> Result<f64, String> {
 }
 
 impl Args {
-    /// How the engine is started.
-    pub fn engine_options(&self) -> EngineOptions {
+    /// How the engine is started with the model in a folder.
+    pub fn engine_options(&self, folder: PathBuf) -> EngineOptions {
         let mut load = LoadOptions::default();
         load.kv = self.kv_bits.map_or_else(KvPolicy::default, KvPolicy::quantized);
         load.max_context = self.max_context;
-        let mut options = EngineOptions::new(&self.model);
+        let mut options = EngineOptions::new(folder);
         options.load = load;
         options.max_running = self.max_running;
         options.max_waiting = self.max_waiting;
@@ -127,8 +127,11 @@ impl Args {
             return Ok(name.clone());
         }
         // A path such as `.` has its name elsewhere.
-        let dir = self.model.canonicalize().unwrap_or_else(|_| self.model.clone());
-        let name = dir.file_name().and_then(|name| name.to_str());
+        let Ok(folder) = Path::new(&self.model).canonicalize() else {
+            let (name, _revision) = self.model.split_once('@').unwrap_or((&self.model, ""));
+            return Ok(name.to_owned());
+        };
+        let name = folder.file_name().and_then(|name| name.to_str());
         Ok(name.ok_or("the model's folder has no name: give one with --model-name")?.to_owned())
     }
 

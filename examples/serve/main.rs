@@ -13,6 +13,8 @@ mod http;
 mod ids;
 mod logprobs;
 mod metrics;
+#[path = "../common/model.rs"]
+mod model;
 mod models;
 mod page;
 mod responses;
@@ -64,7 +66,9 @@ async fn run(args: &Args) -> Result<(), Failure> {
         .await
         .map_err(|error| format!("cannot listen at {address}: {error}"))?;
     let address = listener.local_addr()?;
-    let engine = Engine::start(args.engine_options()).await?;
+    let name = args.model.clone();
+    let folder = tokio::task::spawn_blocking(move || model::folder(&name)).await??;
+    let engine = Engine::start(args.engine_options(folder)).await?;
     let model = engine.model();
     let (context, seconds) = (model.context_limit, model.load_time.as_secs_f64());
     info!(model = settings.model, context, seconds, "loaded");

@@ -70,7 +70,7 @@ fn what_cannot_be_served_is_said_at_once() {
     let path = test.parent().unwrap().parent().unwrap().join("examples/serve");
     for (args, said) in [
         (&["--port", &port][..], "cannot listen at"),
-        (&["--port", "0", "--model", "/nowhere"], "hint: check the path"),
+        (&["--port", "0", "--model", "/nowhere"], "there is no such folder"),
         (&["--port", "0", "--api-key", ""], "the API key is empty"),
         (&["--port", "0", "--timeout=-1"], "--timeout"),
         (&["--port", "0", "--max-running", "0"], "max_running"),

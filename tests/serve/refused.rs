@@ -4,7 +4,7 @@ use std::io::Write;
 
 use serde_json::{Value, json};
 
-use crate::client::{Reply, Server, question, read_reply, weather_tool, with};
+use crate::client::{Reply, Server, endless, question, read_reply, weather_tool, with};
 
 /// Checks the shape of an error; returns its field.
 fn error(reply: &Reply, status: u16, what: &str) -> Value {
@@ -308,6 +308,10 @@ fn a_body_that_does_not_arrive_is_not_waited_for() {
     let mut rest = Vec::new();
     std::io::Read::read_to_end(&mut stream, &mut rest).unwrap();
     assert_eq!(rest, b"");
+    // An answer may take longer than a request.
+    let fields = json!({"stream": true, "max_tokens": 1000});
+    let chunks = server.post("/v1/chat/completions", &with(endless(), &fields)).chunks();
+    assert_eq!(chunks.last().unwrap()["choices"][0]["finish_reason"], "length");
 }
 
 #[test]

@@ -105,3 +105,121 @@ impl Model {
         Ok(self.head(&hidden)?.squeeze_axes(&[0])?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use mlx_rs::ops::indexing::argmax_axis;
+
+    use super::*;
+    use crate::LoadOptions;
+    use crate::cache::{KvBits, KvPolicy, LayerCache, SlidingCache};
+    use crate::model::mlx_dtype;
+
+    const DIR: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/gpt-oss-tiny");
+
+    fn numbers(logits: &Array) -> Vec<f32> {
+        logits.eval().unwrap();
+        logits.as_slice::<f32>().to_vec()
+    }
+
+    /// Caches of one token, of another in each.
+    fn begun(model: &Model, rows: usize) -> Vec<Cache> {
+        let begun = |row| {
+            let mut cache = model.new_cache();
+            model.forward(&[row], &mut cache).unwrap();
+            cache
+        };
+        (0..u32::try_from(rows).unwrap()).map(begun).collect()
+    }
+
+    /// As `the_residual_stream_keeps_its_type_at_every_layer` of a single sequence.
+    #[test]
+    fn the_residual_stream_of_a_batch_keeps_its_type_at_every_layer() {
+        use safetensors::Dtype as FileDtype;
+        for dtype in [FileDtype::F32, FileDtype::BF16, FileDtype::F16] {
+            let options = LoadOptions::default();
+            let model =
+                Model::load_as(Path::new(DIR), &options, Some(dtype), &mut |_, _| ()).unwrap();
+            let dtype = mlx_dtype(dtype);
+            // A few rows, and enough for experts sorted by number and unpacked projections.
+            for rows in [2, 9, 40] {
+                let mut caches = begun(&model, rows);
+                // Packed rows among them.
+                caches[1] = model.new_cache_with(&KvPolicy::quantized(KvBits::Eight)).unwrap();
+                let offsets = vec![1; rows];
+                let offsets = Array::from_slice(&offsets, &[i32::try_from(rows).unwrap()]);
+                let ids = model.checked(&vec![7; rows]).unwrap();
+                let mut x = model.embed_tokens.forward(&ids).unwrap();
+                for (index, layer) in model.layers.iter().enumerate() {
+                    assert_eq!(x.dtype(), dtype);
+                    let caches = caches.iter_mut().map(|cache| &mut cache.layers[index]);
+                    x = layer.forward_batch(&x, &model, &offsets, caches).unwrap();
+                }
+                assert_eq!(x.dtype(), dtype);
+                let mut caches: Vec<&mut Cache> = caches.iter_mut().collect();
+                let logits = model.forward_batch(&vec![7; rows], &mut caches).unwrap();
+                assert_eq!(logits.dtype(), dtype);
+                assert!(caches[0].arrays().all(|array| array.dtype() == dtype));
+            }
+        }
+    }
+
+    #[test]
+    fn when_mlx_fails_on_the_way_no_cache_of_the_batch_is_trusted() {
+        let model = Model::load(DIR, &LoadOptions::default()).unwrap();
+        let mut caches = begun(&model, 3);
+        // What MLX refuses in the third layer of the second row: the first two layers have taken
+        // the step in, in all rows.
+        caches[1].layers[2] = LayerCache::Sliding(SlidingCache::new(2, 32));
+        let strange = Array::from_slice(&[0f32; 24], &[1, 3, 1, 8]);
+        caches[1].layers[2].update(strange.clone(), strange).unwrap();
+        let mut all: Vec<&mut Cache> = caches.iter_mut().collect();
+        assert!(matches!(model.forward_batch(&[4, 5, 6], &mut all), Err(Error::Mlx { .. })));
+        for (row, cache) in caches.iter_mut().enumerate() {
+            assert!(matches!(model.check_row(cache), Err(Error::Argument { name: "cache", .. })));
+            let said = model.forward_batch(&[1], &mut [cache]).unwrap_err().to_string();
+            assert!(said.contains("half-way"), "row {row}: {said}");
+        }
+
+        // They can begin anew.
+        caches.iter_mut().for_each(Cache::clear);
+        let mut all: Vec<&mut Cache> = caches.iter_mut().collect();
+        let again = numbers(&model.forward_batch(&[4, 5, 6], &mut all).unwrap());
+        let mut fresh = [model.new_cache(), model.new_cache(), model.new_cache()];
+        let mut fresh: Vec<&mut Cache> = fresh.iter_mut().collect();
+        assert_eq!(again, numbers(&model.forward_batch(&[4, 5, 6], &mut fresh).unwrap()));
+    }
+
+    #[test]
+    fn tokens_need_not_have_been_read_by_the_host() {
+        let model = Model::load(DIR, &LoadOptions::default()).unwrap();
+        for rows in [1, 3] {
+            let (mut read, mut unread) = (begun(&model, rows), begun(&model, rows));
+            let mut read: Vec<&mut Cache> = read.iter_mut().collect();
+            let mut unread: Vec<&mut Cache> = unread.iter_mut().collect();
+            let mut ids = vec![9; rows];
+            let mut tokens = Array::from_slice(&ids, &[i32::try_from(rows).unwrap()]);
+            let (mut want, mut got) = (Vec::new(), Vec::new());
+            for _ in 0..5 {
+                let logits = model.forward_batch(&ids, &mut read).unwrap();
+                let greatest = argmax_axis(&logits, -1, false).unwrap();
+                greatest.eval().unwrap();
+                ids = greatest.as_slice::<u32>().to_vec();
+                want.push(ids.clone());
+                // Nothing is evaluated here until the end.
+                let logits = model.step_batch(&tokens, &mut unread).unwrap();
+                tokens = argmax_axis(&logits, -1, false).unwrap();
+                got.push(tokens.clone());
+            }
+            for (got, want) in got.iter().zip(want) {
+                got.eval().unwrap();
+                assert_eq!(got.as_slice::<u32>(), want);
+            }
+            let too_many = Array::from_slice(&[1u32; 4], &[4]);
+            let refused = model.step_batch(&too_many, &mut unread);
+            assert!(matches!(refused, Err(Error::Argument { name: "tokens", .. })));
+        }
+    }
+}

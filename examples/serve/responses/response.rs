@@ -112,11 +112,14 @@ pub enum Item {
 
 /// Text of an item.
 #[derive(Debug, Clone, Serialize)]
-#[serde(tag = "type", rename_all = "snake_case")]
+#[serde(tag = "type")]
 pub enum Part {
-    OutputText { text: String, annotations: [(); 0], logprobs: Vec<TokenLogprobs> },
-    ReasoningText { text: String },
-    SummaryText { text: String },
+    #[serde(rename = "output_text")]
+    Output { text: String, annotations: [(); 0], logprobs: Vec<TokenLogprobs> },
+    #[serde(rename = "reasoning_text")]
+    Reasoning { text: String },
+    #[serde(rename = "summary_text")]
+    Summary { text: String },
 }
 
 /// What a response took.

@@ -44,10 +44,10 @@ impl Open {
     fn part(&self, text: &str) -> Part {
         let text = text.to_owned();
         match self.kind {
-            Kind::Reasoning { summary: true } => Part::SummaryText { text },
-            Kind::Reasoning { summary: false } => Part::ReasoningText { text },
+            Kind::Reasoning { summary: true } => Part::Summary { text },
+            Kind::Reasoning { summary: false } => Part::Reasoning { text },
             Kind::Message | Kind::Call { .. } => {
-                Part::OutputText { text, annotations: [], logprobs: self.logprobs.clone() }
+                Part::Output { text, annotations: [], logprobs: self.logprobs.clone() }
             }
         }
     }

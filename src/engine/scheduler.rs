@@ -89,8 +89,14 @@ impl<'a> Scheduler<'a> {
     }
 
     /// Works until it is told to end, or nobody is left who could ask.
-    pub(super) fn run(mut self) {
-        while self.take_commands() {
+    pub(super) fn run(mut self, working: &mut mlx::Working) {
+        // For those who ask before anything was to be done.
+        self.report();
+        while self.take_commands(working) {
+            if mlx::is_exiting() {
+                self.running.iter_mut().for_each(|running| running.steps.wait());
+                working.pause(|| ());
+            }
             self.look_around();
             self.admit();
             self.prefill();
@@ -105,7 +111,7 @@ impl<'a> Scheduler<'a> {
 
     /// Takes what the handles have sent; waits for it when there is nothing to compute. False when
     /// the engine is to end.
-    fn take_commands(&mut self) -> bool {
+    fn take_commands(&mut self, working: &mut mlx::Working) -> bool {
         loop {
             let idle = self.waiting.is_empty() && self.running.is_empty();
             // A request that is still being prepared was known before the end was asked for.
@@ -118,7 +124,7 @@ impl<'a> Scheduler<'a> {
                     command => command.ok(),
                 }
             } else if idle && self.end.is_none() {
-                self.commands.recv().ok()
+                working.pause(|| self.commands.recv()).ok()
             } else {
                 match self.commands.recv_timeout(LOOK) {
                     Err(RecvTimeoutError::Timeout) => return true,
@@ -321,6 +327,10 @@ impl<'a> Scheduler<'a> {
         if !rows.is_empty() {
             rows.iter_mut().for_each(|running| running.stepped = turn);
             decode(&mut rows);
+            if self.stats.steps == 0 {
+                // It has made what MLX keeps for the steps to come.
+                mlx::hold_exit();
+            }
             self.stats.steps = self.stats.steps.saturating_add(1);
         }
     }

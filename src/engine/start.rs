@@ -18,6 +18,7 @@ use super::shared::{Command, Shared};
 use super::{Engine, Handle, ModelInfo};
 use crate::completion::TextModel;
 use crate::error::{Error, Result};
+use crate::mlx;
 use crate::prompter::Prompter;
 
 /// How far loading has come.
@@ -90,11 +91,16 @@ pub(super) fn start(options: EngineOptions) -> StartingEngine {
     let (join_sender, join) = mpsc::channel();
     let work = move || {
         let ended = Ended(Arc::clone(&shared));
+        mlx::hold_exit();
+        let mut working = mlx::Working::begin();
         let progress = |done, total| {
             progress_sender.send_replace(LoadProgress { done, total });
+            // A process may end in the middle of a long load.
+            working.pause(|| ());
         };
         let loaded = TextModel::load_with_progress(&options.dir, &options.load, progress);
         drop(progress_sender);
+        mlx::hold_exit();
         let begun = loaded.and_then(|text| {
             let engine = handle(&text, &options, commands, &shared, &join)?;
             Ok((text, engine))
@@ -103,11 +109,13 @@ pub(super) fn start(options: EngineOptions) -> StartingEngine {
             Ok((text, engine)) => {
                 // Nobody waits for it: it is dropped, and the loop below ends at once.
                 engine_sender.send(Ok(engine));
-                Scheduler::new(text.model(), &options, received, Arc::clone(&shared)).run();
+                let shared = Arc::clone(&shared);
+                Scheduler::new(text.model(), &options, received, shared).run(&mut working);
                 drop(text);
             }
             Err(error) => engine_sender.send(Err(error)),
         }
+        drop(working);
         drop(ended);
     };
     match thread::Builder::new().name("gpt-oss-mlx".into()).spawn(work) {

@@ -211,6 +211,29 @@ fn a_task_may_block_its_thread() {
     assert_eq!(reason, FinishReason::Length);
 }
 
+/// MLX's static variables are destroyed at the end of a process, and its threads are not stopped.
+#[test]
+fn a_process_may_end_while_engines_compute() {
+    const CHILD: &str = "GPT_OSS_MLX_TEST_EXIT";
+    if std::env::var_os(CHILD).is_some() {
+        let engines: Vec<_> = (0..3).map(|_| start(|_| ())).collect();
+        let ask = |engine: &Engine| engine.complete(endless(&[1, 2], 1000)).unwrap();
+        let mut streams: Vec<_> = engines.iter().flat_map(|e| [ask(e), ask(e)]).collect();
+        streams.iter_mut().for_each(begun);
+        let _loading = Engine::start(EngineOptions::new(dir()));
+        std::process::exit(7);
+    }
+    for _ in 0..4 {
+        let name = "ends::a_process_may_end_while_engines_compute";
+        let child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args([name, "--exact", "--nocapture"])
+            .env(CHILD, "1")
+            .output()
+            .unwrap();
+        assert_eq!(child.status.code(), Some(7), "{:?}", child.status);
+    }
+}
+
 #[test]
 fn an_engine_without_handles_serves_its_streams_to_the_end() {
     let engine = start(|_| ());

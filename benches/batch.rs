@@ -2,8 +2,8 @@
 //! them. `cargo bench --bench batch`.
 //!
 //! BATCH_MODEL names a model's folder; without it there are the bundled model, the same in floats,
-//! and random ones of 24 layers. The two ways take turns, so that whatever else the machine does slows
-//! both; each line is the median of the rounds.
+//! and random ones of 24 layers. The two ways take turns, token by token, so that whatever else the
+//! machine does slows both; each number is the median of the steps.
 
 #[path = "../tests/common/mod.rs"]
 mod common;
@@ -20,8 +20,8 @@ use serde_json::json;
 /// The depth of the 20b at a width that fits a test machine.
 const DEEP: Shape = Shape { layers: 24, experts: 32, ..SMALL };
 const ROWS: [usize; 6] = [1, 2, 4, 8, 16, 32];
-const ROUNDS: usize = 5;
-const STEPS: usize = 4;
+/// Tokens of each; the first is not counted.
+const STEPS: usize = 10;
 
 fn main() {
     if let Some(dir) = std::env::var_os("BATCH_MODEL") {
@@ -46,26 +46,35 @@ fn table(what: &str, dir: &Path) {
         "\n{what}\n\n| rows | at once, tokens/s | one after another | ratio |\n|---|---|---|---|"
     );
     for rows in ROWS {
-        let mut caches: Vec<Cache> = (0..rows).map(|row| filled(&model, 100 + 9 * row)).collect();
+        let mut caches = filled(&model, rows);
         let mut times = [const { Vec::new() }; 2];
-        for _ in 0..ROUNDS {
-            times[0].push(at_once(&model, &mut caches));
-            times[1].push(one_after_another(&model, &mut caches));
+        let mut ratios = Vec::new();
+        for step in 0..STEPS {
+            let tokens: Vec<u32> = (0..rows).map(|row| token(row, step)).collect();
+            let batch = at_once(&model, &tokens, &mut caches);
+            let single = one_after_another(&model, &tokens, &mut caches);
+            // The first writes to what the caches share.
+            if step > 0 {
+                times[0].push(batch);
+                times[1].push(single);
+                ratios.push(single / batch);
+            }
         }
-        let [batch, single] = times.map(|mut times| {
-            times.sort_by(f64::total_cmp);
-            (rows * STEPS) as f64 / times[times.len() / 2]
-        });
-        println!("| {rows} | {batch:.0} | {single:.0} | {:.2} |", batch / single);
+        let [batch, single] = times.map(|times| rows as f64 / median(times));
+        println!("| {rows} | {batch:.0} | {single:.0} | {:.2} |", median(ratios));
     }
 }
 
-/// A cache of `length` tokens.
-fn filled(model: &Model, length: usize) -> Cache {
+/// Caches of 100 tokens and more, each of another length.
+fn filled(model: &Model, rows: usize) -> Vec<Cache> {
     let mut cache = model.new_cache();
-    let ids: Vec<u32> = (0..length).map(|i| (i * 37 % 300) as u32).collect();
-    model.forward(&ids, &mut cache).expect("logits").eval().expect("numbers");
-    cache
+    let mut feed = |count: usize| {
+        let ids: Vec<u32> = (0..count).map(|i| (i * 37 % 300) as u32).collect();
+        model.forward(&ids, &mut cache).expect("logits").eval().expect("numbers");
+        cache.clone()
+    };
+    feed(100);
+    (0..rows).map(|_| feed(7)).collect()
 }
 
 /// Different tokens for the rows, or they would all go to the same experts.
@@ -73,25 +82,24 @@ fn token(row: usize, step: usize) -> u32 {
     ((row * 53 + step * 17) % 300) as u32
 }
 
-/// Seconds for a few tokens of each.
-fn at_once(model: &Model, caches: &mut [Cache]) -> f64 {
+/// Seconds for one token of each.
+fn at_once(model: &Model, tokens: &[u32], caches: &mut [Cache]) -> f64 {
     let started = Instant::now();
-    for step in 0..STEPS {
-        let tokens: Vec<u32> = (0..caches.len()).map(|row| token(row, step)).collect();
-        let mut caches: Vec<&mut Cache> = caches.iter_mut().collect();
-        model.forward_batch(&tokens, &mut caches).expect("logits").eval().expect("numbers");
-    }
+    let mut caches: Vec<&mut Cache> = caches.iter_mut().collect();
+    model.forward_batch(tokens, &mut caches).expect("logits").eval().expect("numbers");
     started.elapsed().as_secs_f64()
 }
 
 /// The same, as if each were alone.
-fn one_after_another(model: &Model, caches: &mut [Cache]) -> f64 {
+fn one_after_another(model: &Model, tokens: &[u32], caches: &mut [Cache]) -> f64 {
     let started = Instant::now();
-    for (row, cache) in caches.iter_mut().enumerate() {
-        for step in 0..STEPS {
-            let logits = model.forward(&[token(row, step)], cache);
-            logits.expect("logits").eval().expect("numbers");
-        }
+    for (&token, cache) in tokens.iter().zip(caches) {
+        model.forward(&[token], cache).expect("logits").eval().expect("numbers");
     }
     started.elapsed().as_secs_f64()
+}
+
+fn median(mut numbers: Vec<f64>) -> f64 {
+    numbers.sort_by(f64::total_cmp);
+    numbers[numbers.len() / 2]
 }

@@ -192,6 +192,23 @@ mod tests {
         assert_eq!(again, numbers(&model.forward_batch(&[4, 5, 6], &mut fresh).unwrap()));
     }
 
+    /// Each has its token then, but nobody has what follows it.
+    #[test]
+    fn nor_when_it_fails_after_the_last_layer() {
+        let mut model = Model::load(DIR, &LoadOptions::default()).unwrap();
+        for rows in [1, 3] {
+            let mut caches = begun(&model, rows);
+            let weight = std::mem::replace(&mut model.norm.weight, Array::from_f32(1.0));
+            let mut all: Vec<&mut Cache> = caches.iter_mut().collect();
+            assert!(matches!(
+                model.forward_batch(&vec![4; rows], &mut all),
+                Err(Error::Mlx { .. })
+            ));
+            model.norm.weight = weight;
+            assert!(caches.iter().all(|cache| model.check_row(cache).is_err()));
+        }
+    }
+
     #[test]
     fn tokens_need_not_have_been_read_by_the_host() {
         let model = Model::load(DIR, &LoadOptions::default()).unwrap();

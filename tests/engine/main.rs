@@ -2,6 +2,10 @@
 
 mod ends;
 mod limits;
+mod random;
+#[path = "../common/rng.rs"]
+#[allow(dead_code)]
+mod rng;
 mod runtimes;
 mod turns;
 

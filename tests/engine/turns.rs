@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::limits::until;
 use super::{Done, ask, chat, dir, read, start};
 
-const TOPICS: [&str; 10] = [
+pub(super) const TOPICS: [&str; 10] = [
     "Dangling References",
     "Macros",
     "The Stack and the Heap",
@@ -25,13 +25,18 @@ const TOPICS: [&str; 10] = [
     "Customizing Builds with Release Profiles",
 ];
 
-fn alone(model: &TextModel, conversation: &Conversation, options: &ChatOptions) -> Vec<ChatEvent> {
+/// What a chat gives alone.
+pub(super) fn alone(
+    model: &TextModel,
+    conversation: &Conversation,
+    options: &ChatOptions,
+) -> Vec<ChatEvent> {
     let mut session = Session::new(model.model());
     let chat = model.chat(&mut session, conversation, options).unwrap();
     chat.map(|event| event.unwrap()).collect()
 }
 
-fn events(done: &Done) -> Vec<ChatEvent> {
+pub(super) fn events(done: &Done) -> Vec<ChatEvent> {
     let event = |event: &EngineEvent| match event {
         EngineEvent::Chat(event) => Some(event.clone()),
         _ => None,

@@ -55,15 +55,22 @@ impl Reply {
     }
 }
 
+/// The program, ready to be given arguments.
+pub fn program() -> Command {
+    let test = std::env::current_exe().unwrap();
+    let profile = test.parent().and_then(Path::parent).expect("target/<profile>/deps/<test>");
+    let path = profile.join("examples").join(format!("serve{}", std::env::consts::EXE_SUFFIX));
+    assert!(path.exists(), "{} is missing: cargo build --example serve", path.display());
+    let mut command = Command::new(path);
+    command.env_remove("GPT_OSS_API_KEY");
+    command
+}
+
 impl Server {
     /// The bundled model, at a free port.
     pub fn start(args: &[&str]) -> Self {
-        let test = std::env::current_exe().unwrap();
-        let profile = test.parent().and_then(Path::parent).expect("target/<profile>/deps/<test>");
-        let path = profile.join("examples").join(format!("serve{}", std::env::consts::EXE_SUFFIX));
-        assert!(path.exists(), "{} is missing: cargo build --example serve", path.display());
-        let mut command = Command::new(path);
-        command.args(["--port", "0"]).args(args).env_remove("GPT_OSS_API_KEY");
+        let mut command = program();
+        command.args(["--port", "0"]).args(args);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let mut line = String::new();

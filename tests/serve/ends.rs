@@ -1,11 +1,9 @@
 //! Starting and stopping.
 
-use std::process::Command;
-
 #[cfg(unix)]
 use serde_json::json;
 
-use crate::client::Server;
+use crate::client::{Server, program};
 #[cfg(unix)]
 use crate::client::{endless, question, read_reply, until, with};
 
@@ -66,8 +64,6 @@ fn what_is_not_done_in_time_is_told_so() {
 fn what_cannot_be_served_is_said_at_once() {
     let server = Server::start(&[]);
     let port = server.address.port().to_string();
-    let test = std::env::current_exe().unwrap();
-    let path = test.parent().unwrap().parent().unwrap().join("examples/serve");
     for (args, said) in [
         (&["--port", &port][..], "cannot listen at"),
         (&["--port", "0", "--model", "/nowhere"], "there is no such folder"),
@@ -75,7 +71,7 @@ fn what_cannot_be_served_is_said_at_once() {
         (&["--port", "0", "--timeout=-1"], "--timeout"),
         (&["--port", "0", "--max-running", "0"], "max_running"),
     ] {
-        let output = Command::new(&path).args(args).env_remove("GPT_OSS_API_KEY").output().unwrap();
+        let output = program().args(args).output().unwrap();
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert!(!output.status.success() && stderr.contains(said), "{args:?}: {stderr}");
         assert_eq!(output.stdout, b"", "{args:?}");
@@ -84,10 +80,7 @@ fn what_cannot_be_served_is_said_at_once() {
 
 #[test]
 fn the_key_can_come_from_the_environment() {
-    // Also that one given on the command line counts for more is of no interest: nobody has both.
-    let test = std::env::current_exe().unwrap();
-    let path = test.parent().unwrap().parent().unwrap().join("examples/serve");
-    let output = Command::new(path).args(["--port", "0"]).env("GPT_OSS_API_KEY", "").output();
+    let output = program().args(["--port", "0"]).env("GPT_OSS_API_KEY", "").output();
     let stderr = String::from_utf8(output.unwrap().stderr).unwrap();
     assert!(stderr.contains("the API key is empty"), "{stderr}");
 }

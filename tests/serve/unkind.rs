@@ -190,6 +190,10 @@ fn neither_questions_nor_answers_are_logged() {
         chat(&with(question("a"), &json!({"logit_bias": {"9999999": 1}, "stop": "canary-stop"}))),
         400
     );
+    // One that the engine refuses, with a message that names the tool.
+    let tool = json!([{"type": "function", "function":
+        {"name": "canary-tool", "strict": true, "parameters": {"type": "object", "if": {}}}}]);
+    assert_eq!(chat(&with(question("a"), &json!({"tools": tool}))), 400);
     server.request("POST", "/v1/canary-path?canary-query", &headers, "canary-body");
     server.request("GET", "/v1/models/canary-model", &headers, "");
     until(|| server.log().matches("finished").count() == 2, || server.log());

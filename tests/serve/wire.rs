@@ -573,11 +573,14 @@ fn fields_of_the_conversation_are_named_as_the_request_names_them() {
     let call = json!({"type": "function_call", "call_id": "a", "name": "f", "arguments": "{}"});
     let user = json!({"role": "user", "content": "Hi."});
     let output = |id: &str| json!({"type": "function_call_output", "call_id": id, "output": "x"});
-    // Two items are one message, and instructions are one more: the item counts.
+    // Two items are one message.
     let reasoning =
         json!({"type": "reasoning", "summary": [{"type": "summary_text", "text": "a"}]});
-    let body = json!({"instructions": "Be brief.", "input": [user, reasoning, call, output("b")]});
-    assert_eq!(param(body), "input[3].call_id");
+    let items = json!([user, reasoning, call, output("b")]);
+    assert_eq!(param(json!({"input": items})), "input[3].call_id");
+    // Instructions are a message and no item.
+    let body = json!({"instructions": "Be brief.", "input": [user, output("b")]});
+    assert_eq!(param(body), "input[1].call_id");
     let tool =
         |parameters: Value| json!([{"type": "function", "name": "f", "parameters": parameters}]);
     let body = json!({"input": "Hi.", "tools": tool(json!({"type": "string"}))});

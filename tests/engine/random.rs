@@ -18,7 +18,7 @@ use super::{Done, ask, chat, dir, endless, read, start};
 
 #[derive(Clone)]
 enum Request {
-    Completion(CompletionRequest),
+    Completion(Box<CompletionRequest>),
     /// With a constraint.
     Chat(Box<ChatRequest>),
 }
@@ -70,7 +70,7 @@ fn case(rng: &mut Rng, starts: &[Vec<u32>], at: u64) -> Case {
         request.options.generate.stop_ids = None;
         request.options.visible = Visible::Final;
     }
-    Case { request: Request::Completion(request), leave, at }
+    Case { request: Request::Completion(Box::new(request)), leave, at }
 }
 
 fn generate(rng: &mut Rng, options: &mut GenerateOptions) {
@@ -94,7 +94,7 @@ fn is_greedy(sampling: &Sampling) -> bool {
 
 fn ask_engine(engine: &Engine, case: &Case) -> Option<Done> {
     let mut stream = match &case.request {
-        Request::Completion(request) => engine.complete(request.clone()).unwrap(),
+        Request::Completion(request) => engine.complete(CompletionRequest::clone(request)).unwrap(),
         Request::Chat(request) => engine.chat((**request).clone()).unwrap(),
     };
     let mut first = Vec::new();

@@ -1,7 +1,7 @@
 //! The engine's loop: requests join and leave between steps.
 //!
-//! Each round takes what the handles have sent, lets in what fits, computes one chunk of one prompt
-//! and one token of every request whose prompt is through. A long prompt so holds up the others for
+//! Each round takes what the handles have sent, lets in what fits, computes one chunk of one prompt,
+//! or of several short ones, and one token of every request whose prompt is through. A long prompt so holds up the others for
 //! one chunk at a time. Requests are let in in the order in which they came, and prompts take turns.
 //! One that pauses for its reader leaves its place in the batch to another, but keeps its cache.
 
@@ -299,19 +299,29 @@ impl<'a> Scheduler<'a> {
     }
 
     /// Computes a chunk of one prompt: of the one that has waited longest since its last, or since it
-    /// was let in. Nobody who comes later can keep it waiting.
+    /// was let in. Nobody who comes later can keep it waiting. Short prompts go together, as many as
+    /// a chunk has tokens: those who run wait no longer for them, and share steps with them sooner.
     fn prefill(&mut self) {
         let turn = self.next_turn();
-        let prompts = self.running.iter_mut().filter(|running| running.can_prefill());
-        let Some(next) = prompts.min_by_key(|running| running.fed) else { return };
-        next.fed = turn;
-        // An error is noted where it belongs; this one is of finding the device.
-        let done = self.model.device().run(|| {
-            next.prefill();
-            Ok(())
-        });
-        if let Err(error) = done {
-            next.error = Some(error);
+        let mut room = self.prefill_chunk;
+        loop {
+            let prompts = self.running.iter_mut().filter(|running| running.can_prefill());
+            let next = prompts.min_by_key(|running| running.fed);
+            let Some(next) = next.filter(|next| next.fed < turn) else { return };
+            let tokens = next.steps.next_chunk();
+            if tokens > room && room < self.prefill_chunk {
+                return;
+            }
+            room = room.saturating_sub(tokens);
+            next.fed = turn;
+            // An error is noted where it belongs; this one is of finding the device.
+            let done = self.model.device().run(|| {
+                next.prefill();
+                Ok(())
+            });
+            if let Err(error) = done {
+                next.error = Some(error);
+            }
         }
     }
 

@@ -154,6 +154,11 @@ impl Steps {
         (self.fed, self.timings.prompt_tokens)
     }
 
+    /// Most tokens that the next [`feed`](Self::feed) computes.
+    pub(crate) fn next_chunk(&self) -> usize {
+        self.prompt.len().saturating_sub(self.fed).min(self.prefill_chunk)
+    }
+
     /// Feeds the next chunk of the prompt. The last one gives the first token, which is then
     /// computed.
     pub(crate) fn feed(&mut self, source: &mut impl TokenSource) -> Result<()> {

@@ -100,6 +100,21 @@ fn short_prompts_do_not_keep_a_long_one_waiting() {
 }
 
 #[test]
+fn short_prompts_go_together() {
+    let engine = start(|o| o.max_running = 10);
+    let prompt: Vec<u32> = (0..1000).collect();
+    let mut first = engine.complete(endless(&prompt, 1)).unwrap();
+    while !matches!(first.blocking_next(), Some(Ok(EngineEvent::Prefill { .. }))) {}
+    // All are there when its second chunk is computed.
+    let short: Vec<_> = (0..8).map(|i| engine.complete(endless(&[i; 20], 10)).unwrap()).collect();
+    for stream in short {
+        assert_eq!(read(stream).usage().completion_tokens, 10);
+    }
+    let stats = until(&engine, |stats| stats.at_length == 9);
+    assert!(stats.steps < 14, "{stats:?}");
+}
+
+#[test]
 fn a_full_queue_refuses_at_once() {
     let engine = start(|o| (o.max_running, o.max_waiting) = (1, 2));
     let mut running = engine.complete(endless(&[1, 2], 5000)).unwrap();

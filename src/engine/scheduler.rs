@@ -1,9 +1,10 @@
 //! The engine's loop: requests join and leave between steps.
 //!
 //! Each round takes what the handles have sent, lets in what fits, computes one chunk of one prompt,
-//! or of several short ones, and one token of every request whose prompt is through. A long prompt so holds up the others for
-//! one chunk at a time. Requests are let in in the order in which they came, and prompts take turns.
-//! One that pauses for its reader leaves its place in the batch to another, but keeps its cache.
+//! or several short ones, and one token of every request whose prompt is through. A long prompt so
+//! holds up the others for one chunk at a time. Requests are let in in the order in which they came,
+//! and prompts take turns. One that pauses for its reader leaves its place in the batch to another,
+//! but keeps its cache.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -71,9 +71,9 @@ fn ask(engine: &Engine, prompt: Vec<u32>, tokens: usize) -> EngineStream {
 
 fn read(mut stream: EngineStream) -> Usage {
     loop {
-        match stream.blocking_next().expect("an event").expect("no error") {
-            EngineEvent::Finished { usage, .. } => return usage,
-            _ => {}
+        let event = stream.blocking_next().expect("an event").expect("no error");
+        if let EngineEvent::Finished { usage, .. } = event {
+            return usage;
         }
     }
 }

@@ -27,10 +27,12 @@ pub struct EngineOptions {
     pub cache_bytes: Option<u64>,
     /// Most bytes of caches kept after their requests, for prompts that begin alike.
     pub prefix_bytes: u64,
-    /// Most prompt tokens of a request that are computed at once, while the others wait for their
-    /// next token.
+    /// Most prompt tokens that are computed at once, of one request or of several with short
+    /// prompts, while the others wait for their next token.
     pub prefill_chunk: usize,
-    /// Events that a reader may leave unread. Its request pauses then, and no other does.
+    /// Events that a reader may leave unread. Its request pauses then, and no other does: it keeps
+    /// its cache, but leaves its place among `max_running` to another. As many as `max_waiting` may
+    /// pause so.
     pub event_buffer: usize,
 }
 

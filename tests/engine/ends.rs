@@ -67,7 +67,8 @@ fn a_token_cancels_a_request_that_is_paused_or_waits() {
     until(&engine, |stats| stats.paused == 1);
     let _beside = engine.complete(endless(&[1, 2], 1000)).unwrap();
     until(&engine, |stats| stats.paused == 2);
-    let waiting = engine.complete(endless(&[1, 2], 1000)).unwrap();
+    let mut waiting = engine.complete(endless(&[1, 2], 1000)).unwrap();
+    assert!(matches!(waiting.blocking_next(), Some(Ok(EngineEvent::Queued { .. }))));
     waiting.cancel_token().cancel();
     let done = read(waiting);
     assert_eq!((done.reason(), done.usage().completion_tokens), (FinishReason::Cancelled, 0));

@@ -147,9 +147,15 @@ fn what_does_not_fit_now_waits_and_what_never_fits_is_refused() {
     assert_eq!(stats.reserved_bytes, bytes);
     assert_eq!(read(first).reason(), FinishReason::Length);
     assert_eq!(read(second).reason(), FinishReason::Length);
+    let all =
+        |stats: &EngineStats| stats.reserved_bytes + u64::try_from(stats.prefixes.bytes).unwrap();
     let stats = until(&engine, |stats| stats.running == 0);
-    let kept = u64::try_from(stats.prefixes.bytes).unwrap();
-    assert!(kept <= bytes * 3 / 2, "{stats:?}");
+    assert!(stats.prefixes.entries > 0 && all(&stats) <= bytes * 3 / 2, "{stats:?}");
+    // What was kept gives way to a request.
+    let mut third = engine.complete(endless(&[3], 599)).unwrap();
+    begun(&mut third);
+    let stats = until(&engine, |stats| stats.running == 1);
+    assert!(all(&stats) <= bytes * 3 / 2, "{stats:?}");
 }
 
 #[test]
@@ -180,6 +186,20 @@ fn a_bad_request_fails_alone() {
     assert!(matches!(error(endless(&[vocabulary], 1)), Error::Argument { name: "prompt", .. }));
     assert!(matches!(error(endless(&[], 1)), Error::Argument { name: "prompt", .. }));
     until(&engine, |stats| stats.failed == 8);
+}
+
+#[test]
+fn nothing_is_kept_of_a_request_that_failed() {
+    let engine = start(|_| ());
+    let mut request = endless(&[1, 2, 3], 5);
+    request.options.generate.sampling.logit_bias =
+        (0..2048).map(|id| (id, f32::NEG_INFINITY)).collect();
+    assert!(matches!(read(engine.complete(request).unwrap()).error(), Error::AllBanned { .. }));
+    let stats = until(&engine, |stats| stats.failed == 1);
+    assert_eq!((stats.prefixes.entries, stats.reserved_bytes), (0, 0), "{stats:?}");
+    let next = read(engine.complete(endless(&[1, 2, 3], 5)).unwrap()).usage();
+    assert_eq!(next.cached_tokens, 0);
+    assert_eq!(until(&engine, |stats| stats.at_length == 1).prefixes.entries, 1);
 }
 
 #[test]

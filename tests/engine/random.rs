@@ -94,7 +94,7 @@ fn is_greedy(sampling: &Sampling) -> bool {
 
 fn ask_engine(engine: &Engine, case: &Case) -> Option<Done> {
     let mut stream = match &case.request {
-        Request::Completion(request) => engine.complete(CompletionRequest::clone(request)).unwrap(),
+        Request::Completion(request) => engine.complete((**request).clone()).unwrap(),
         Request::Chat(request) => engine.chat((**request).clone()).unwrap(),
     };
     let mut first = Vec::new();

@@ -10,7 +10,7 @@ use gpt_oss_mlx::{
 use serde_json::{Value, json};
 
 use super::limits::until;
-use super::{Done, ask, chat, dir, read, start};
+use super::{Done, ask, chat, dir, endless, read, start};
 
 pub(super) const TOPICS: [&str; 10] = [
     "Dangling References",
@@ -186,6 +186,25 @@ fn the_next_turn_computes_only_what_is_new() {
     assert_eq!((stats.prefixes.hits, stats.prefixes.misses), (2, 1), "{stats:?}");
     let cached = usage.cached_tokens + usage.prompt_tokens - 1;
     assert_eq!(stats.cached_tokens, cached as u64);
+}
+
+#[test]
+fn an_answer_that_is_gone_on_with_is_not_computed_again() {
+    let engine = start(|_| ());
+    let mut request = endless(&[1, 2, 3], 6);
+    request.options.generate.logprobs = Some(0);
+    let first = read(engine.complete(request).unwrap());
+    let token = |event: &EngineEvent| match event {
+        EngineEvent::Token(event) => Some(event.token.id),
+        _ => None,
+    };
+    let mut ids = vec![1, 2, 3];
+    ids.extend(first.events.iter().filter_map(token));
+    ids.push(4);
+    let usage = read(engine.complete(endless(&ids, 1)).unwrap()).usage();
+    // All but the last token of the answer, which was never fed, and the new one.
+    assert_eq!((usage.prompt_tokens, usage.cached_tokens), (10, 8));
+    assert_eq!(until(&engine, |stats| stats.at_length == 2).prefixes.reused_tokens, 8);
 }
 
 #[test]

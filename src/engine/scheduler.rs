@@ -66,7 +66,9 @@ impl<'a> Scheduler<'a> {
         commands: Receiver<Command>,
         shared: Arc<Shared>,
     ) -> Self {
-        let left = model.memory_estimate().and_then(|estimate| {
+        // Whoever loads a model that does not fit has decided against limits of memory.
+        let estimate = model.memory_estimate().filter(|estimate| estimate.fits());
+        let left = estimate.and_then(|estimate| {
             let others = estimate.weights.saturating_add(estimate.working);
             estimate.available.map(|available| available.saturating_sub(others))
         });

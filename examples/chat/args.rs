@@ -7,7 +7,7 @@ use clap::Parser;
 use gpt_oss_mlx::chat::ReasoningEffort;
 use gpt_oss_mlx::{ChatOptions, KvBits, KvPolicy, LoadOptions, Sampling};
 
-use crate::Failure;
+use crate::failure::Failure;
 
 /// The model that comes with the library.
 const BUNDLED_MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/gpt-oss-tiny");

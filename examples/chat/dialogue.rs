@@ -7,7 +7,7 @@ use gpt_oss_mlx::chat::tool_loop::{Answer, Step, ToolLoop, ToolLoopEnd, ToolResu
 use gpt_oss_mlx::chat::{Conversation, Message, ToolCall};
 use gpt_oss_mlx::{CancelToken, Chat, ChatOptions, Decoder, Session, TextModel, Timings};
 
-use crate::Failure;
+use crate::failure::Failure;
 use crate::interrupt::Interrupt;
 use crate::screen::Screen;
 use crate::tools;

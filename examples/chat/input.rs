@@ -5,7 +5,7 @@ use std::io::{self, BufRead, IsTerminal, StdinLock};
 use rustyline::error::ReadlineError;
 use rustyline::{Config, DefaultEditor};
 
-use crate::Failure;
+use crate::failure::Failure;
 
 /// Where lines come from.
 pub enum Input {

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use gpt_oss_mlx::CancelToken;
 
-use crate::Failure;
+use crate::failure::Failure;
 
 /// What a shell reports for a program that Ctrl-C ended.
 const INTERRUPTED: i32 = 130;

@@ -3,6 +3,8 @@
 mod args;
 mod commands;
 mod dialogue;
+#[path = "../common/failure.rs"]
+mod failure;
 mod file;
 mod input;
 mod interrupt;
@@ -15,18 +17,16 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
+use gpt_oss_mlx::TextModel;
 use gpt_oss_mlx::chat::{Message, ReasoningEffort, Role};
-use gpt_oss_mlx::{Error, TextModel};
 
 use args::Args;
 use commands::{Command, HELP, Line};
 use dialogue::Dialogue;
+use failure::{Failure, explain_answer, is_closed_pipe};
 use input::{Entry, Input};
 use interrupt::Interrupt;
 use screen::Screen;
-
-/// A failure that has a user to read it.
-type Failure = Box<dyn std::error::Error>;
 
 fn main() -> ExitCode {
     match app(&Args::parse()) {
@@ -35,14 +35,10 @@ fn main() -> ExitCode {
         Err(failure) if is_closed_pipe(failure.as_ref()) => ExitCode::SUCCESS,
         Err(failure) => {
             // Unlike `eprintln!` this does not panic when nobody reads there.
-            let _ = writeln!(io::stderr(), "{}", explain(failure.as_ref()));
+            let _ = writeln!(io::stderr(), "{}", explain_answer(failure.as_ref()));
             ExitCode::FAILURE
         }
     }
-}
-
-fn is_closed_pipe(failure: &(dyn std::error::Error + 'static)) -> bool {
-    failure.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
 }
 
 fn app(args: &Args) -> Result<(), Failure> {
@@ -95,7 +91,7 @@ fn app(args: &Args) -> Result<(), Failure> {
             // Nothing can be shown any more.
             Err(failure) if failure.is::<io::Error>() => return Err(failure),
             Err(failure) => {
-                screen.say(&explain(failure.as_ref()))?;
+                screen.say(&explain_answer(failure.as_ref()))?;
                 false
             }
         };
@@ -165,21 +161,4 @@ fn obey(
         Command::Help | Command::Quit => screen.say(HELP)?,
     }
     Ok(false)
-}
-
-/// What happened, what caused it, and what to do next.
-fn explain(failure: &(dyn std::error::Error + 'static)) -> String {
-    let mut message = match failure.is::<io::Error>() {
-        true => format!("error: cannot write the answer to stdout: {failure}"),
-        false => format!("error: {failure}"),
-    };
-    let mut cause = failure.source().filter(|_| !failure.is::<io::Error>());
-    while let Some(error) = cause {
-        message.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    if let Some(error) = failure.downcast_ref::<Error>() {
-        message.push_str(&format!("\nhint: {}", error.hint()));
-    }
-    message
 }

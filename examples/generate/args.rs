@@ -13,7 +13,7 @@ use gpt_oss_mlx::{
 };
 use serde_json::{Value, json};
 
-use crate::Failure;
+use crate::failure::Failure;
 
 /// The model that comes with the library.
 const BUNDLED_MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/gpt-oss-tiny");

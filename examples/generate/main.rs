@@ -1,6 +1,8 @@
 //! Generates text: `cargo run --release --example generate -- --help`.
 
 mod args;
+#[path = "../common/failure.rs"]
+mod failure;
 mod memory;
 #[path = "../common/model.rs"]
 mod model;
@@ -21,12 +23,10 @@ use gpt_oss_mlx::{CancelToken, CompletionOptions, FinishReason, Model, Session, 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use args::{Args, Prompt};
+use failure::{Failure, explain_answer, is_closed_pipe};
 use output::{Kv, Report};
 use prompt_cache::Stored;
 use turn::Turn;
-
-/// A failure that has a user to read it.
-type Failure = Box<dyn std::error::Error>;
 
 fn main() -> ExitCode {
     match app(&Args::parse()) {
@@ -34,14 +34,10 @@ fn main() -> ExitCode {
         // Whoever read our output has had enough: nothing to report, and nobody to report it to.
         Err(failure) if is_closed_pipe(failure.as_ref()) => ExitCode::SUCCESS,
         Err(failure) => {
-            output::print_failure(failure.as_ref());
+            output::print_failure(&explain_answer(failure.as_ref()));
             ExitCode::FAILURE
         }
     }
-}
-
-fn is_closed_pipe(failure: &(dyn std::error::Error + 'static)) -> bool {
-    failure.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
 }
 
 fn app(args: &Args) -> Result<(), Failure> {

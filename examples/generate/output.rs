@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::time::Duration;
 
 use gpt_oss_mlx::chat::events::EndReason;
-use gpt_oss_mlx::{Error, FinishReason, Model, Piece, Session, Timings, TokenLogprob};
+use gpt_oss_mlx::{FinishReason, Model, Piece, Session, Timings, TokenLogprob};
 use serde::Serialize;
 
 use crate::args::Args;
@@ -225,20 +225,7 @@ pub fn print_warning(message: &str) {
     say!("warning: {message}");
 }
 
-/// The error, what caused it, and what to do next.
-pub fn print_failure(failure: &(dyn std::error::Error + 'static)) {
-    // The library's errors and those of the prompt name their file; what is left is stdout.
-    let mut message = match failure.is::<io::Error>() {
-        true => format!("cannot write the answer to stdout: {failure}"),
-        false => failure.to_string(),
-    };
-    let mut cause = failure.source().filter(|_| !failure.is::<io::Error>());
-    while let Some(error) = cause {
-        message.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    say!("error: {message}");
-    if let Some(error) = failure.downcast_ref::<Error>() {
-        say!("hint: {}", error.hint());
-    }
+/// An explanation, which is whole.
+pub fn print_failure(explanation: &str) {
+    say!("{explanation}");
 }

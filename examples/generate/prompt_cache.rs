@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use gpt_oss_mlx::{Model, Session, Timings};
 
-use crate::Failure;
+use crate::failure::Failure;
 
 /// What a file held, and what reading it took.
 #[derive(Debug)]

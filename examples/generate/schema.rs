@@ -8,8 +8,8 @@ use gpt_oss_mlx::constrain::{ConstraintSpec, ResponseFormat, ToolChoice, Vocabul
 use gpt_oss_mlx::{CompletionOptions, Error, Tokenizer};
 use serde_json::Value;
 
-use crate::Failure;
 use crate::args::{Args, Prompt};
+use crate::failure::Failure;
 
 /// Tells the model what is asked for, and makes it certain. Before the model is loaded: the
 /// tokenizer is enough to see what cannot be.

@@ -11,7 +11,7 @@ use gpt_oss_mlx::engine::EngineOptions;
 use gpt_oss_mlx::{KvBits, KvPolicy, LoadOptions};
 use tracing::level_filters::LevelFilter;
 
-use crate::Failure;
+use crate::failure::Failure;
 use crate::state::Settings;
 
 /// The model that comes with the library.

@@ -7,6 +7,8 @@ mod body;
 mod chat;
 mod completions;
 mod errors;
+#[path = "../common/failure.rs"]
+mod failure;
 mod fields;
 mod generate;
 mod http;
@@ -30,16 +32,13 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Parser;
-use gpt_oss_mlx::Error;
 use gpt_oss_mlx::engine::{Engine, Shutdown};
 use tokio::net::TcpListener;
 use tracing::{info, warn};
 
 use args::Args;
+use failure::{Failure, explain};
 use state::Server;
-
-/// A failure that has a user to read it.
-type Failure = Box<dyn std::error::Error>;
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -120,18 +119,4 @@ async fn signal() {
 
 async fn pending() {
     std::future::pending().await
-}
-
-/// What happened, what caused it, and what to do next.
-fn explain(failure: &(dyn std::error::Error + 'static)) -> String {
-    let mut message = format!("error: {failure}");
-    let mut cause = failure.source();
-    while let Some(error) = cause {
-        message.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    if let Some(error) = failure.downcast_ref::<Error>() {
-        message.push_str(&format!("\nhint: {}", error.hint()));
-    }
-    message
 }

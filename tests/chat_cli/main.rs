@@ -1,35 +1,25 @@
 //! The example `chat` through pipes: what goes to stdout and stderr, every command, what goes wrong
 //! in a turn, and Ctrl-C. `cargo test` builds it beside the tests.
 
+#[path = "../common/program.rs"]
+#[allow(dead_code)]
+mod example;
 mod files;
 #[cfg(unix)]
 mod unix;
 
 use std::fs;
 use std::io::Write;
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
+use example::{Output, known_answer};
 use serde_json::Value;
-
-const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 /// The program, ready to be given arguments.
 fn program() -> Command {
-    let test = std::env::current_exe().unwrap();
-    let profile = test.parent().and_then(Path::parent).expect("target/<profile>/deps/<test>");
-    let path = profile.join("examples").join(format!("chat{}", std::env::consts::EXE_SUFFIX));
-    assert!(path.exists(), "{} is missing: cargo build --example chat", path.display());
-    let mut command = Command::new(path);
+    let mut command = example::example("chat");
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
-}
-
-#[derive(Debug)]
-struct Output {
-    code: Option<i32>,
-    stdout: String,
-    stderr: String,
 }
 
 /// What the program says when `input` is all that it reads.
@@ -45,26 +35,11 @@ fn chat(lines: &[&str]) -> Output {
 }
 
 fn finished(child: Child) -> Output {
-    let output = child.wait_with_output().unwrap();
-    let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
-    let output = Output {
-        code: output.status.code(),
-        stdout: text(output.stdout),
-        stderr: text(output.stderr),
-    };
-    assert!(!output.stderr.contains("panicked"), "{output:?}");
+    let output = example::finished(child);
     for text in [&output.stdout, &output.stderr] {
         assert!(!text.contains(['\x1b', '\r']), "an escape code without a terminal: {output:?}");
     }
     output
-}
-
-/// The sentence that the bundled model was taught about a topic.
-fn known_answer(topic: &str) -> String {
-    let text = fs::read_to_string(format!("{ROOT}/tests/fixtures/known-answers.json")).unwrap();
-    let known: Value = serde_json::from_str(&text).unwrap();
-    let found = known.as_array().unwrap().iter().find(|entry| entry["topic"] == topic);
-    found.expect("a known topic")["answer"].as_str().unwrap().to_owned()
 }
 
 /// The conversation after `lines`, as `/save` writes it.

@@ -6,6 +6,7 @@ use std::process::{Child, Command};
 
 use serde_json::Value;
 
+use super::example::endless;
 use super::{ASK, contents, finished, known_answer, program};
 
 fn interrupt(child: &Child) {
@@ -19,22 +20,6 @@ fn say(child: &mut Child, line: &str) {
 
 fn first_byte(child: &mut Child) {
     child.stdout.as_mut().unwrap().read_exact(&mut [0]).expect("text while it is generated");
-}
-
-/// A copy of the bundled model that never ends an answer.
-fn endless() -> tempfile::TempDir {
-    let dir = tempfile::tempdir().unwrap();
-    for entry in fs::read_dir(format!("{}/assets/gpt-oss-tiny", super::ROOT)).unwrap() {
-        let path = entry.unwrap().path();
-        fs::write(dir.path().join(path.file_name().unwrap()), fs::read(&path).unwrap()).unwrap();
-    }
-    for name in ["config.json", "generation_config.json"] {
-        let path = dir.path().join(name);
-        let mut fields: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
-        fields["eos_token_id"] = 2039.into();
-        fs::write(&path, fields.to_string()).unwrap();
-    }
-    dir
 }
 
 #[test]

@@ -1,6 +1,9 @@
 //! The example `generate` as a person or a script meets it: what goes to stdout and stderr, exit
 //! codes, damaged models, closed pipes and Ctrl-C. `cargo test` builds it beside the tests.
 
+#[path = "../common/program.rs"]
+#[allow(dead_code)]
+mod example;
 mod kv;
 #[cfg(feature = "constrain")]
 mod schema;
@@ -11,11 +14,11 @@ mod unix;
 use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
+use example::{Output, copy, endless, finished, known_answer};
 use gpt_oss_mlx::Tokenizer;
 use serde_json::Value;
-use tempfile::TempDir;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 const BUNDLED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/assets/gpt-oss-tiny");
@@ -24,36 +27,13 @@ const UNSURE: [&str; 3] = ["--raw", "--prompt", "Rust is"];
 
 /// The program, ready to be given arguments.
 fn program() -> Command {
-    let test = std::env::current_exe().unwrap();
-    let profile = test.parent().and_then(Path::parent).expect("target/<profile>/deps/<test>");
-    let path = profile.join("examples").join(format!("generate{}", std::env::consts::EXE_SUFFIX));
-    assert!(path.exists(), "{} is missing: cargo build --example generate", path.display());
-    let mut command = Command::new(path);
+    let mut command = example::example("generate");
     command.stdin(Stdio::null());
     command
 }
 
-#[derive(Debug)]
-struct Output {
-    code: Option<i32>,
-    stdout: String,
-    stderr: String,
-}
-
 fn run(args: &[&str]) -> Output {
     finished(program().args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
-}
-
-fn finished(child: Child) -> Output {
-    let output = child.wait_with_output().unwrap();
-    let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
-    let output = Output {
-        code: output.status.code(),
-        stdout: text(output.stdout),
-        stderr: text(output.stderr),
-    };
-    assert!(!output.stderr.contains("panicked"), "{output:?}");
-    output
 }
 
 /// The object that `--json` prints, which must be all that is on stdout.
@@ -72,39 +52,8 @@ fn keys(object: &Value) -> Vec<&str> {
     object.as_object().unwrap().keys().map(String::as_str).collect()
 }
 
-/// The sentence that the bundled model was taught about a topic.
-fn known_answer(topic: &str) -> String {
-    let text = fs::read_to_string(format!("{ROOT}/tests/fixtures/known-answers.json")).unwrap();
-    let known: Value = serde_json::from_str(&text).unwrap();
-    let found = known.as_array().unwrap().iter().find(|entry| entry["topic"] == topic);
-    found.expect("a known topic")["answer"].as_str().unwrap().to_owned()
-}
-
 fn tokenizer() -> Tokenizer {
     Tokenizer::from_dir(Path::new(BUNDLED)).unwrap()
-}
-
-/// A copy of the bundled model, to be changed.
-fn copy() -> TempDir {
-    let dir = tempfile::tempdir().unwrap();
-    for entry in fs::read_dir(BUNDLED).unwrap() {
-        let path = entry.unwrap().path();
-        fs::write(dir.path().join(path.file_name().unwrap()), fs::read(&path).unwrap()).unwrap();
-    }
-    dir
-}
-
-/// A copy whose only stop token is one that it never says, so that it goes on to the last token
-/// asked for.
-fn endless() -> TempDir {
-    let dir = copy();
-    for name in ["config.json", "generation_config.json"] {
-        let path = dir.path().join(name);
-        let mut fields: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
-        fields["eos_token_id"] = 2039.into();
-        fs::write(&path, fields.to_string()).unwrap();
-    }
-    dir
 }
 
 fn str(path: &Path) -> &str {

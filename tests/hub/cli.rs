@@ -1,6 +1,6 @@
 //! `generate --model OWNER/NAME`, as the environment says.
 
-use std::process::{Command, Output, Stdio};
+use std::process::{Output, Stdio};
 
 use serde_json::Value;
 
@@ -11,11 +11,7 @@ const SECRET: &str = "hf_secretsecretsecret";
 
 /// The example, without what the environment of these tests may say about Hubs.
 fn generate(server: &Server, home: &Path, variables: &[(&str, &str)]) -> Output {
-    let test = std::env::current_exe().unwrap();
-    let profile = test.parent().and_then(Path::parent).expect("target/<profile>/deps/<test>");
-    let path = profile.join("examples/generate");
-    assert!(path.exists(), "{} is missing: cargo build --example generate", path.display());
-    let mut command = Command::new(path);
+    let mut command = example::example("generate");
     for (name, _) in std::env::vars_os() {
         if name.to_str().is_some_and(|name| name.starts_with("HF_") || name.starts_with("XDG_")) {
             command.env_remove(name);

@@ -5,6 +5,9 @@
 mod cache;
 mod cli;
 mod damaged;
+#[path = "../common/program.rs"]
+#[allow(dead_code)]
+mod example;
 mod refused;
 mod resumed;
 mod server;

@@ -2,7 +2,8 @@
 
 use serde_json::{Value, json};
 
-use crate::client::{Server, known_answer, question, weather_tool, with};
+use crate::client::{Server, question, weather_tool, with};
+use crate::example::known_answer;
 
 const CHAT: &str = "/v1/chat/completions";
 const RESPONSES: &str = "/v1/responses";

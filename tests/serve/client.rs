@@ -1,9 +1,7 @@
 //! The program as a child, and a client that can be made to misbehave.
 
-use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
@@ -11,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+use crate::example;
+
 /// Longer than anything here takes: what hangs fails.
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -57,11 +56,7 @@ impl Reply {
 
 /// The program, ready to be given arguments.
 pub fn program() -> Command {
-    let test = std::env::current_exe().unwrap();
-    let profile = test.parent().and_then(Path::parent).expect("target/<profile>/deps/<test>");
-    let path = profile.join("examples").join(format!("serve{}", std::env::consts::EXE_SUFFIX));
-    assert!(path.exists(), "{} is missing: cargo build --example serve", path.display());
-    let mut command = Command::new(path);
+    let mut command = example::example("serve");
     command.env_remove("GPT_OSS_API_KEY");
     command
 }
@@ -260,14 +255,6 @@ pub fn endless() -> Value {
     // The tokens with which the bundled model ends a turn.
     let bias = json!({"2040": -100, "2041": -100, "2047": -100});
     with(question("Explain Macros."), &json!({"logit_bias": bias, "max_tokens": 100_000}))
-}
-
-/// The sentence that the bundled model was taught about a topic.
-pub fn known_answer(topic: &str) -> String {
-    let text = fs::read_to_string(format!("{ROOT}/tests/fixtures/known-answers.json")).unwrap();
-    let known: Value = serde_json::from_str(&text).unwrap();
-    let found = known.as_array().unwrap().iter().find(|entry| entry["topic"] == topic);
-    found.expect("a known topic")["answer"].as_str().unwrap().to_owned()
 }
 
 /// A function that the bundled model was taught to call.

@@ -32,6 +32,9 @@ use serve::*;
 mod answers;
 mod client;
 mod ends;
+#[path = "../common/program.rs"]
+#[allow(dead_code)]
+mod example;
 mod refused;
 mod unkind;
 mod wire;

@@ -4,7 +4,8 @@ use std::io::{Read, Write};
 
 use serde_json::json;
 
-use crate::client::{Server, endless, known_answer, parse, question, read_reply, until, with};
+use crate::client::{Server, endless, parse, question, read_reply, until, with};
+use crate::example::known_answer;
 
 const CHAT: &str = "/v1/chat/completions";
 
